@@ -1,0 +1,46 @@
+"""Every error that pntk raises on purpose.
+
+Each class derives from ``PntkError`` and from the builtin that a caller would expect, so that
+``except ValueError`` and ``except OSError`` keep working. A message states the value seen, what
+was expected, and the remedy.
+"""
+
+
+class PntkError(Exception):
+    """Base class of all errors that pntk raises on purpose."""
+
+
+class ConfigError(PntkError, ValueError):
+    """An argument has a value that cannot work."""
+
+
+class ModelError(PntkError, ValueError):
+    """The model cannot be featurized as it is (no parameters, batch statistics, randomness)."""
+
+
+class DataError(PntkError, ValueError):
+    """A batch, a label or a data set is not what the output needs."""
+
+
+class OutputError(PntkError, ValueError):
+    """The differentiated output has the wrong shape or type."""
+
+
+class NonFiniteError(PntkError, ArithmeticError):
+    """A projected gradient holds NaN or infinity."""
+
+
+class CheckError(PntkError, RuntimeError):
+    """A self-check found rows that do not agree with the ordinary gradient."""
+
+
+class StoreError(PntkError, OSError):
+    """A store file cannot be created, opened, resumed or trusted."""
+
+
+class MissingExtraError(PntkError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+
+class PntkWarning(UserWarning):
+    """Something works, but not the way the caller may think."""
