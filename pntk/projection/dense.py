@@ -1,0 +1,97 @@
+"""Dense projections with independent entries, made a few coordinates at a time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pntk.projection import bits
+from pntk.projection.quantiles import NORMAL_MEAN_SQUARE, NORMAL_TABLE
+from pntk.projection.sketch import WORKSPACE_BYTES, Sketch, pad_last
+from pntk.projection.spec import ProjectionSpec
+
+# coordinates that share one 32-bit word of an output dimension: 32 signs, or 4 table indices
+PER_WORD = {"rademacher": 32, "normal": 4}
+
+
+class DenseSketch(Sketch):
+    """``rademacher`` and ``normal``: phi = P g, E[P^T P] = identity.
+
+    Entry (j, i) comes from word (i // per_word) * k4 + j of the parameter's stream, k4 = k rounded
+    up to a multiple of 4: bit i % 32 for a sign, byte i % 4 for a level of the normal table. P is
+    never held whole.
+    """
+
+    def __init__(
+        self,
+        spec: ProjectionSpec,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        workspace: int = WORKSPACE_BYTES,
+    ) -> None:
+        super().__init__(name, shape, dtype=dtype, device=device, workspace=workspace)
+        assert spec.proj_dim is not None
+        self.spec = spec
+        self.proj_dim = spec.proj_dim
+        self.padded_dim = -(-spec.proj_dim // 4) * 4
+        self.per_word = PER_WORD[spec.family]
+        second_moment = NORMAL_MEAN_SQUARE if spec.family == "normal" else 1.0
+        self._scale = 1.0 / math.sqrt(spec.proj_dim * second_moment)
+        self._table = torch.from_numpy(NORMAL_TABLE).to(device=device, dtype=dtype)
+
+    def add_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:
+        flat = gradient.reshape(gradient.shape[0], -1).to(self.dtype)
+        word_rows = -(-self.size // self.per_word)
+        bytes_per_row = 2 * self.per_word * self.padded_dim * self.dtype.itemsize
+        step = max(1, self.workspace // bytes_per_row)
+        for start in range(0, word_rows, step):
+            stop = min(word_rows, start + step)
+            piece = flat[:, start * self.per_word : stop * self.per_word]
+            entries = self._entries(start, stop, output)
+            piece = pad_last(piece, entries.shape[0])
+            out.add_((piece @ entries)[:, : self.proj_dim], alpha=self._scale)
+
+    def _entries(self, start: int, stop: int, output: int) -> Tensor:
+        """Return unscaled P^T [(stop - start) * per_word, k4] for these rows of words."""
+        stream = bits.stream_id(self.spec.family, self.proj_dim, "entries", output, self.name)
+        first, count = start * self.padded_dim, (stop - start) * self.padded_dim
+        seed = self.spec.seed
+        if self.spec.family == "rademacher":
+            entries = bits.signs(
+                seed, stream, first * 32, count * 32, dtype=self.dtype, device=self.device
+            )
+        else:
+            words = bits.words(seed, stream, first, count, self.device)
+            shifts = torch.arange(0, 32, 8, device=self.device)
+            entries = self._table[(words[:, None] >> shifts) & 0xFF]
+        by_word = entries.view(stop - start, self.padded_dim, self.per_word)
+        return by_word.transpose(1, 2).reshape(-1, self.padded_dim)
+
+
+class IdentitySketch(Sketch):
+    """No projection: the gradient itself, at this parameter's place in the row."""
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        offset: int,
+        stride: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        workspace: int = WORKSPACE_BYTES,
+    ) -> None:
+        super().__init__(name, shape, dtype=dtype, device=device, workspace=workspace)
+        self.offset = offset
+        self.stride = stride
+
+    def add_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:
+        start = output * self.stride + self.offset
+        flat = gradient.reshape(gradient.shape[0], -1).to(self.dtype)
+        out[:, start : start + self.size] += flat

@@ -1,0 +1,148 @@
+"""What every projection of one parameter can do, and how to do it through a whole gradient.
+
+Shapes: b batch; k row width; O, C rows and columns of the parameter's matrix; T positions that are
+summed (tokens, pixels); P kernel positions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+WORKSPACE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The sliding windows of a convolution over a padded, channels-last input.
+
+    Attributes:
+        kernel, stride, dilation: one number an axis.
+        grid: size of the output grid; T = prod(grid).
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    grid: tuple[int, ...]
+
+    @property
+    def positions(self) -> int:
+        """P, the number of kernel positions."""
+        return math.prod(self.kernel)
+
+    def slices(self) -> Iterator[tuple[slice, ...]]:
+        """Yield, for each kernel position in row-major order, what it sees of the input."""
+        for offset in itertools.product(*map(range, self.kernel)):
+            yield tuple(
+                slice(o * d, o * d + s * (n - 1) + 1, s)
+                for o, d, s, n in zip(offset, self.dilation, self.stride, self.grid, strict=True)
+            )
+
+    def patches(self, columns: Tensor) -> Iterator[Tensor]:
+        """Yield [b, T, C] for each kernel position of ``columns`` [b, *spatial, C]."""
+        b, c = columns.shape[0], columns.shape[-1]
+        for at in self.slices():
+            yield columns[(slice(None), *at)].reshape(b, -1, c)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The column factor of a gradient: [b, T, C], or [b, *spatial, C] seen through windows."""
+
+    tensor: Tensor
+    windows: Windows | None = None
+
+
+class Sketch(ABC):
+    """Add one parameter's projected gradients to rows.
+
+    The three ``add_*`` methods take the same gradient in three forms; all add to ``out`` [b, k].
+    This class brings factors and look-ups down to :meth:`add_gradient`, a few samples at a time.
+
+    Args:
+        name: qualified name of the parameter; with ``shape`` it decides the map.
+        shape: shape of the parameter.
+        dtype: float32 or float64, in which sums are taken.
+        device: where the factors are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        workspace: int = WORKSPACE_BYTES,
+    ) -> None:
+        self.name = name
+        self.shape = shape
+        self.size = math.prod(shape)
+        self.dtype = dtype
+        self.device = device
+        self.workspace = workspace
+
+    @abstractmethod
+    def add_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:
+        """Add A g for gradients [b, *shape] to ``out`` [b, k]."""
+
+    def prepare_rows(self, rows: Tensor) -> Tensor:
+        """Return what :meth:`add_products` wants for row factors [b, O, T]."""
+        return rows
+
+    def prepare_columns(self, columns: Columns) -> Columns:
+        """Return what :meth:`add_products` wants for column factors; reusable across outputs."""
+        return columns
+
+    def add_products(self, rows: Tensor, columns: Columns, out: Tensor, output: int = 0) -> None:
+        """Add A G for G = sum_t rows[:, :, t] columns[:, t, :]^T, prepared as above."""
+        windows = columns.windows
+
+        def gradient(part: slice) -> Tensor:
+            left, right = rows[part], columns.tensor[part]
+            if windows is None:
+                return torch.bmm(left, right)
+            return torch.stack([left @ patch for patch in windows.patches(right)], dim=-1)
+
+        self._add_in_parts(gradient, rows.shape[0], out, output)
+
+    def add_lookup(self, ids: Tensor, delta: Tensor, out: Tensor, output: int = 0) -> None:
+        """Add A G for G[ids[b, t]] += delta[b, t]; ids [b, T] int64, delta [b, T, d]."""
+
+        def gradient(part: slice) -> Tensor:
+            return scatter_rows(ids[part], delta[part], self.shape[0])
+
+        self._add_in_parts(gradient, ids.shape[0], out, output)
+
+    def _add_in_parts(
+        self, gradient: Callable[[slice], Tensor], batch: int, out: Tensor, output: int
+    ) -> None:
+        for part in parts(batch, self.size * self.dtype.itemsize, self.workspace):
+            shaped = gradient(part).reshape(-1, *self.shape)
+            self.add_gradient(shaped, out[part], output)
+
+
+def scatter_rows(ids: Tensor, delta: Tensor, rows: int) -> Tensor:
+    """Return [b, rows, d] with delta[b, t] added to row ids[b, t]."""
+    dense = delta.new_zeros(ids.shape[0], rows, delta.shape[-1])
+    return dense.scatter_add_(1, ids.unsqueeze(-1).expand_as(delta), delta)
+
+
+def parts(count: int, bytes_each: int, limit: int) -> Iterator[slice]:
+    """Cut range(count) into slices of about ``limit`` bytes, at least one item each."""
+    step = max(1, limit // max(1, bytes_each))
+    for start in range(0, count, step):
+        yield slice(start, min(count, start + step))
+
+
+def pad_last(x: Tensor, size: int) -> Tensor:
+    """Zero-pad the last axis to ``size``; no copy when it has that size."""
+    return x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1]))
