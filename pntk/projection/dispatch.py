@@ -61,7 +61,7 @@ class Projector:
         self.shapes = dict(shapes)
         self.gradient_size = sum(math.prod(shape) for shape in shapes.values())
         self.width = spec.proj_dim or self.gradient_size * outputs
-        self._workspace = workspace
+        self.workspace = workspace
         self._cache = SignCache()
         self._sketches: dict[str, Sketch] = {}
 
@@ -87,7 +87,7 @@ class Projector:
                 stride=self.gradient_size,
                 dtype=self.dtype,
                 device=self.device,
-                workspace=self._workspace,
+                workspace=self.workspace,
             )
         if self.spec.family == "hadamard":
             return HadamardSketch(
@@ -96,7 +96,7 @@ class Projector:
                 shape,
                 dtype=self.dtype,
                 device=self.device,
-                workspace=self._workspace,
+                workspace=self.workspace,
                 cache=self._cache,
             )
         return DenseSketch(
@@ -105,5 +105,5 @@ class Projector:
             shape,
             dtype=self.dtype,
             device=self.device,
-            workspace=self._workspace,
+            workspace=self.workspace,
         )

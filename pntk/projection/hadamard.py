@@ -30,11 +30,11 @@ class SignCache:
         self.left = limit
         self._kept: dict[object, Tensor] = {}
 
-    def get(self, key: object, nbytes: int, make: Callable[[], Tensor]) -> Tensor:
-        """Return the tensor of this key, made at most once if there is room to keep it."""
+    def get(self, key: object, nbytes: int, make: Callable[[], Tensor]) -> Tensor | None:
+        """Return the tensor of this key, made once; None when there is no room to keep it."""
         if key not in self._kept:
             if nbytes > self.left:
-                return make()
+                return None
             self.left -= nbytes
             self._kept[key] = make()
         return self._kept[key]
@@ -90,11 +90,12 @@ class HadamardSketch(Sketch):
         """Return S_J [rows, ki] of one column block."""
         t = self.tiles
         whole = t.column_blocks * t.padded_rows * t.ki
-        nbytes = whole * self.dtype.itemsize
-        if nbytes <= self._cache.left or (self.name, output) in self._cache._kept:
-            table = self._cache.get(
-                (self.name, output), nbytes, lambda: self._signs("entries", 0, whole, output)
-            )
+        table = self._cache.get(
+            (self.name, output),
+            whole * self.dtype.itemsize,
+            lambda: self._signs("entries", 0, whole, output),
+        )
+        if table is not None:
             return table.view(t.column_blocks, t.padded_rows, t.ki)[column_block, rows]
         start = (column_block * t.padded_rows + rows.start) * t.ki
         count = (rows.stop - rows.start) * t.ki

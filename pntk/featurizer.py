@@ -1,0 +1,432 @@
+"""The face of the library: a model and a batch in, one row of k numbers a sample out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pntk._version import __version__
+from pntk.batch import batch_size as size_of
+from pntk.batch import check_device, take, to_device
+from pntk.errors import ConfigError, ModelError, NonFiniteError
+from pntk.gradients.capture import capture
+from pntk.gradients.check import check_alone, check_sum
+from pntk.gradients.coverage import Coverage
+from pntk.gradients.fallback import Fallback
+from pntk.gradients.plan import Plan, make_plan
+from pntk.gradients.probe import probe
+from pntk.gradients.rules import refuse
+from pntk.loading import Batches
+from pntk.memory import batch_that_fits, parse_bytes
+from pntk.naming import ParamFilter, canonical, fingerprint, select_parameters, unwrap
+from pntk.ntk.projected import ntk
+from pntk.outputs import Margin, Output, Values, resolve_output
+from pntk.projection.dispatch import Projector, resolve_impl
+from pntk.projection.sketch import WORKSPACE_BYTES
+from pntk.projection.spec import ProjectionSpec
+from pntk.retrieval import TopK, topk
+from pntk.store import FeatureStore, RowWriter, StoreHeader
+
+log = logging.getLogger("pntk")
+
+PRECISIONS = ("fp32", "fp64")
+ON_NONFINITE = ("raise", "skip", "keep")
+CHECKED_SAMPLES = 8
+
+
+class Featurizer:
+    """Project each sample's gradient to k numbers.
+
+    phi(x) = sum over parameters w and outputs c of A_{w,c} grad_w f_c(x), with
+    E<phi(x), phi(x')> = sum_c <grad f_c(x), grad f_c(x')>.
+
+    Args:
+        model: any module; its mode, gradients, flags, hooks and random state are left as found.
+        output: what is differentiated: ``pntk``, ``trace``, ``margin``, ``loss``, ``text``, an
+            object of ``pntk.outputs``, or a callable ``(model, batch) -> [b]`` or ``[b, c]``.
+        projection: ``hadamard``, ``rademacher``, ``normal``, ``identity``, or a ProjectionSpec.
+        proj_dim: k; None means 4096, and the gradient's size for the identity.
+        seed: of the projection, 0 to 2^64 - 1.
+        params: which parameters: None for those that require gradients, a glob, several, or a
+            predicate ``(name, parameter) -> bool``.
+        device: ``auto``, or where the model must be.
+        impl: ``auto`` or an implementation of ``pntk info``; an explicit one never falls back.
+        precision: ``fp32`` or ``fp64``, of the sums; a float64 model is always fp64.
+        memory_budget: bytes, or a text such as ``"2GB"``, that one batch may take beyond the
+            model; larger batches are cut.
+        fallback: globs of parameters to differentiate by ``torch.func`` whatever rules there are.
+        check: whether the first batch runs the self-checks of :meth:`check`.
+        on_nonfinite: what to do with a row that holds NaN or infinity: ``raise``, ``skip`` (a store
+            marks it skipped) or ``keep``.
+
+    Raises:
+        ConfigError, ModelError: bad arguments or a model that mixes samples, before any work.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        output: str | Output | Callable[[Any, Any], Any] = "pntk",
+        projection: str | ProjectionSpec = "hadamard",
+        proj_dim: int | None = None,
+        seed: int = 0,
+        *,
+        params: ParamFilter = None,
+        device: str | torch.device = "auto",
+        impl: str = "auto",
+        precision: str = "fp32",
+        memory_budget: int | str | None = None,
+        fallback: str | Sequence[str] = (),
+        check: bool = True,
+        on_nonfinite: str = "raise",
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        _one_of("precision", precision, PRECISIONS)
+        _one_of("on_nonfinite", on_nonfinite, ON_NONFINITE)
+        self.model = unwrap(model)
+        self.output = resolve_output(output)
+        if isinstance(projection, ProjectionSpec):
+            self.spec = projection
+        else:
+            self.spec = ProjectionSpec(projection, proj_dim, seed)
+        self.impl = resolve_impl(impl)
+        self.precision = precision
+        self.memory_budget = parse_bytes(memory_budget)
+        self.on_nonfinite = on_nonfinite
+        self.params = select_parameters(self.model, params)
+        self.device = _model_device(self.model, device)
+        self._check_first = check
+        forced = [fallback] if isinstance(fallback, str) else list(fallback)
+        self._plan: Plan = make_plan(self.model, self.params, forced)
+        self._projector: Projector | None = None
+        self._fallback: Fallback | None = None
+        self._weights: str | None = None
+
+    # ---- rows --------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type in which rows are summed and returned."""
+        double = any(p.dtype == torch.float64 for p in self.params.values())
+        return torch.float64 if double or self.precision == "fp64" else torch.float32
+
+    def __call__(self, batch: Any) -> Tensor:
+        """Return the rows [b, k] of a batch, on the model's device.
+
+        Args:
+            batch: a tensor, or a tuple, list, mapping or dataclass of tensors on the model's
+                device. The last entry of a tuple, and ``labels`` or ``label``, are labels.
+
+        Raises:
+            DataError, OutputError: the batch or the output does not fit.
+            NonFiniteError: a row holds NaN or infinity and ``on_nonfinite`` is ``raise``.
+        """
+        rows, _ = self._featurized(batch)
+        if self.on_nonfinite == "raise":
+            _raise_if_nonfinite(rows, np.arange(len(rows)))
+        return rows
+
+    def check(self, batch: Any) -> None:
+        """Check the rows of a batch against the model's ordinary gradient, and each other.
+
+        The map is linear, so each parameter's rows must add up to the sketch of the batch's
+        gradient; and a sample's row must be the same when it travels alone.
+
+        Raises:
+            CheckError: naming the parameter, or the sample whose row depends on its batch.
+        """
+        self._prepare(batch, check=False)
+        self._check(batch)
+
+    def coverage(self) -> Coverage:
+        """Return which rule serves each parameter; prints as a table.
+
+        Complete after the first batch, which shows how the model calls its layers.
+        """
+        return Coverage(self._plan.coverage())
+
+    def _featurized(self, batch: Any) -> tuple[Tensor, Values]:
+        self._prepare(batch, check=self._check_first)
+        for name, module in self.model.named_modules():
+            refuse(module, canonical(name))
+        count = size_of(batch)
+        step = batch_that_fits(self._plan, self._ready, count, self.memory_budget)
+        if step >= count:
+            return self._one_pass(batch)
+        pieces = [self._one_pass(take(batch, slice(i, i + step))) for i in range(0, count, step)]
+        rows = torch.cat([rows for rows, _ in pieces])
+        return rows, _joined([values for _, values in pieces])
+
+    def _one_pass(self, batch: Any) -> tuple[Tensor, Values]:
+        rows = self._ready.empty_rows(size_of(batch))
+        values = self._add_gradients(batch, lambda name: rows)
+        return rows, values
+
+    def _add_gradients(self, batch: Any, rows_for: Callable[[str], Tensor]) -> Values:
+        values = capture(self._plan, self.model, self.output, batch, self._ready, rows_for)
+        if self._fallback is not None:
+            self._fallback.add(batch, self._ready, rows_for)
+        return values
+
+    def _check(self, batch: Any) -> None:
+        shares = {name: self._ready.empty_rows(size_of(batch)) for name in self.params}
+        self._add_gradients(batch, shares.__getitem__)
+        check_sum(self._plan, self.model, self.output, batch, self._ready, shares)
+        rows = torch.stack(list(shares.values())).sum(0)
+        check_alone(self.model, lambda one: self._one_pass(one)[0], batch, rows)
+
+    # ---- preparation -------------------------------------------------------------------------
+
+    @property
+    def _ready(self) -> Projector:
+        assert self._projector is not None
+        return self._projector
+
+    def _prepare(self, batch: Any, *, check: bool) -> None:
+        """Check a batch; with the first, learn how the model calls its layers."""
+        size_of(batch)
+        check_device(batch, self.device)
+        if self._projector is not None:
+            return
+        for name, module in self.model.named_modules():
+            refuse(module, canonical(name))
+        probe(self._plan, self.model, self.output, batch)
+        workspace = WORKSPACE_BYTES
+        if self.memory_budget is not None:
+            workspace = max(1, min(workspace, self.memory_budget // 4))
+        self._projector = Projector(
+            self.spec,
+            {name: tuple(p.shape) for name, p in self.params.items()},
+            dtype=self.dtype,
+            device=self.device,
+            impl=self.impl,
+            outputs=self._plan.outputs,
+            workspace=workspace,
+        )
+        if self._plan.fallback:
+            self._fallback = Fallback(self._plan, self.model, self.output, workspace)
+        log.info("projection %s by impl=%s", self.spec.to_json(), self.impl)
+        if check:
+            try:
+                self._check(take(batch, slice(0, CHECKED_SAMPLES)))
+            except BaseException:
+                self._projector = self._fallback = None
+                raise
+
+    # ---- stores ------------------------------------------------------------------------------
+
+    def featurize(
+        self,
+        data: Any,
+        path: str | os.PathLike[str],
+        *,
+        batch_size: int | None = None,
+        resume: bool = True,
+        progress: bool = True,
+        num_rows: int | None = None,
+        indices: Sequence[int] | Tensor | np.ndarray | None = None,
+        sync_interval: float = 5.0,
+    ) -> FeatureStore:
+        """Write the rows of a data set to a store; run again, it goes on where it stopped.
+
+        Args:
+            data: a tensor, a tuple or mapping of tensors, a map-style data set, or a DataLoader
+                that does not shuffle; batches are moved to the model's device.
+            path: HDF5 file to create, or to resume.
+            batch_size: samples a batch; None for the loader's own, or 64.
+            resume: False refuses an existing file.
+            progress: whether to show a progress bar.
+            num_rows: length of an iterable data set.
+            indices: what to record as each row's index in a larger data set, [n].
+            sync_interval: seconds between syncs to disk; a kill loses at most this much work.
+
+        Returns:
+            The store, open for reading.
+
+        Raises:
+            StoreError: the file has other rows, is locked, damaged, or does not fit on the disk.
+            DataError, OutputError, NonFiniteError: bad data; rows made before are kept.
+        """
+        batches = Batches(data, batch_size, num_rows)
+        recorded = _checked_indices(indices, batches.length)
+        self._prepare(to_device(batches.first(), self.device), check=False)
+        header = self._header(batches.length, with_indices=recorded is not None)
+        with RowWriter.open(path, header, resume=resume, sync_interval=sync_interval) as writer:
+            missing = writer.missing()
+            self._write_rows(batches, missing, writer, recorded, progress)
+        return FeatureStore(path)
+
+    def _write_rows(
+        self,
+        batches: Batches,
+        missing: np.ndarray,
+        writer: RowWriter,
+        recorded: np.ndarray | None,
+        progress: bool,
+    ) -> None:
+        if not len(missing):
+            return
+        done = batches.length - len(missing)
+        bar = tqdm(
+            total=batches.length, initial=done, unit="row", disable=not progress, desc="featurize"
+        )
+        unchecked = self._check_first
+        with bar:
+            for index, batch in batches.only(missing):
+                batch = to_device(batch, self.device)
+                if unchecked:
+                    self._check(take(batch, slice(0, CHECKED_SAMPLES)))
+                    unchecked = False
+                rows, values = self._featurized(batch)
+                skipped = None
+                if self.on_nonfinite == "raise":
+                    _raise_if_nonfinite(rows, index)
+                elif self.on_nonfinite == "skip":
+                    skipped = (~rows.isfinite().all(1)).cpu().numpy()
+                columns = _columns(values, len(index))
+                if recorded is not None:
+                    columns["indices"] = recorded[index]
+                columns = {name: columns[name] for name in writer.header.columns}
+                writer.write(index, rows.cpu(), columns, skipped)
+                bar.update(len(index))
+
+    def _header(self, rows: int, *, with_indices: bool = False) -> StoreHeader:
+        if self._weights is None:
+            self._weights = fingerprint(self.model)
+        columns = {"labels": "int64"}
+        if with_indices:
+            columns["indices"] = "int64"
+        if isinstance(self.output, Margin):
+            columns["reweighting"] = "float32"
+        return StoreHeader(
+            rows=rows,
+            width=self._ready.width,
+            dtype=str(self.dtype).removeprefix("torch."),
+            projection=self.spec.to_dict(),
+            output=self.output.describe(),
+            params=tuple((name, tuple(p.shape)) for name, p in self.params.items()),
+            weights=self._weights,
+            precision="fp64" if self.dtype == torch.float64 else "fp32",
+            columns=columns,
+            info={
+                "model": type(self.model).__name__,
+                "impl": self.impl,
+                "pntk": __version__,
+                "torch": str(torch.__version__),
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+                "coverage": [
+                    {**row, "shape": list(row["shape"])} for row in self._plan.coverage()
+                ],
+            },
+        )
+
+    # ---- kernels -----------------------------------------------------------------------------
+
+    def ntk(
+        self, store: Any, other: Any = None, *, normalize: bool = False, **options: Any
+    ) -> Tensor | Path:
+        """Return the kernel of rows of this featurizer; see :func:`pntk.ntk`."""
+        self._check_ours(store, other)
+        return ntk(store, other, normalize=normalize, **options)
+
+    def topk(self, queries: Any, store: Any, k: int = 5, **options: Any) -> TopK:
+        """Return the nearest rows of a store; see :func:`pntk.topk`."""
+        self._check_ours(queries, store)
+        return topk(queries, store, k, **options)
+
+    def _check_ours(self, *stores: Any) -> None:
+        """Refuse a store that another featurizer made."""
+        for store in stores:
+            if isinstance(store, FeatureStore) and store.header.projection != self.spec.to_dict():
+                raise ConfigError(
+                    f"{store.path} holds rows of {store.header.projection}; expected "
+                    f"{self.spec.to_dict()}, this featurizer's: use pntk.ntk or pntk.topk for rows "
+                    "made elsewhere"
+                )
+
+
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{what} is {value!r}; expected one of {', '.join(allowed)}")
+
+
+def _model_device(model: nn.Module, wanted: str | torch.device) -> torch.device:
+    devices = sorted({str(p.device) for p in model.parameters()})
+    if len(devices) > 1:
+        raise ModelError(
+            f"the model's parameters are on {', '.join(devices)}; expected one device: move it "
+            "with model.to(...)"
+        )
+    device = torch.device(devices[0])
+    if device.type == "meta":
+        raise ModelError("the model is on the meta device; expected loaded weights")
+    if str(wanted) != "auto" and torch.device(wanted).type != device.type:
+        raise ConfigError(
+            f"device is {str(wanted)!r} and the model is on {device}; move the model with "
+            f".to({str(wanted)!r}), or use device='auto'"
+        )
+    return device
+
+
+def _raise_if_nonfinite(rows: Tensor, index: np.ndarray) -> None:
+    bad = ~rows.isfinite().all(1)
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0, 0])
+        raise NonFiniteError(
+            f"the row of sample {int(index[first])} holds NaN or infinity ({int(bad.sum())} of "
+            f"{len(rows)} rows of its batch do); check the sample and the weights, or pass "
+            "on_nonfinite='skip' or 'keep'"
+        )
+
+
+def _joined(pieces: list[Values]) -> Values:
+    def cat(parts: list[Tensor | None]) -> Tensor | None:
+        found = [part for part in parts if part is not None]
+        return torch.cat(found) if found else None
+
+    values = torch.cat([piece.values for piece in pieces])
+    return Values(
+        values, cat([p.labels for p in pieces]), cat([p.reweighting for p in pieces])
+    )
+
+
+def _columns(values: Values, count: int) -> dict[str, np.ndarray]:
+    labels = values.labels
+    usable = (
+        isinstance(labels, Tensor)
+        and labels.shape == (count,)
+        and not labels.is_floating_point()
+        and not labels.is_complex()
+    )
+    columns = {
+        "labels": labels.long().cpu().numpy()
+        if usable and labels is not None
+        else np.full(count, -1, dtype=np.int64)
+    }
+    if values.reweighting is not None:
+        columns["reweighting"] = values.reweighting.float().cpu().numpy()
+    return columns
+
+
+def _checked_indices(
+    indices: Sequence[int] | Tensor | np.ndarray | None, rows: int
+) -> np.ndarray | None:
+    if indices is None:
+        return None
+    array = np.asarray(indices)
+    if array.shape != (rows,) or not np.issubdtype(array.dtype, np.integer):
+        raise ConfigError(
+            f"indices are {array.dtype} of shape {array.shape}; expected {rows} integers, one a row"
+        )
+    return array.astype(np.int64)

@@ -1,0 +1,1 @@
+"""Per-sample gradients, straight from the factors that forward and backward leave behind."""

@@ -1,0 +1,140 @@
+"""One forward, one backward an output: factors become rows while the gradients flow.
+
+No weight gradient is made by autograd. Each served layer's output gets a hook; when its gradient
+delta arrives, the layer's rule sketches the per-sample gradients onto the rows and forgets them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pntk.batch import batch_size, tree_map
+from pntk.errors import ModelError, OutputError
+from pntk.gradients.hooks import CallLayout, Use, quiet, tapped
+from pntk.gradients.plan import Plan
+from pntk.gradients.rules import Call, Target
+from pntk.outputs import Output, Values, check_values
+from pntk.projection.dispatch import Projector
+
+RowsFor = Callable[[str], Tensor]
+
+
+class _Root(torch.autograd.Function):
+    """Start a graph at a tensor that has none, without a copy, so that hooks see its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+def capture(
+    plan: Plan,
+    model: nn.Module,
+    output: Output,
+    batch: Any,
+    projector: Projector,
+    rows_for: RowsFor,
+) -> Values:
+    """Add the projected gradients of all parameters that rules serve.
+
+    Args:
+        plan: completed by the probe.
+        rows_for: canonical parameter name -> rows [b, k] to add its share to.
+
+    Returns:
+        The output's values for the batch.
+
+    Raises:
+        OutputError: the number of outputs is not the probe's, or no gradient reaches a layer.
+        ModelError: a layer's input was changed in place after its use.
+    """
+    batch = tree_map(Tensor.detach, batch)
+    size = batch_size(batch)
+    run = _Run(projector, rows_for, size, keep=plan.outputs > 1)
+    with quiet(model), torch.enable_grad(), tapped(plan.uses.values(), run.on_call):
+        found = output(model, batch)
+        values = check_values(found, size)
+        if values.shape[1] != plan.outputs:
+            raise OutputError(
+                f"the output has {values.shape[1]} columns and had {plan.outputs} on the first "
+                "batch; expected the same number for every batch"
+            )
+        if plan.uses and not values.requires_grad:
+            raise OutputError(
+                "the output has no gradient path to the selected parameters; check that the model "
+                "or the output callable does not detach or run under no_grad"
+            )
+        for column in range(values.shape[1] if plan.uses else 0):
+            run.output = column
+            last = column == values.shape[1] - 1
+            values[:, column].sum().backward(retain_graph=not last)  # type: ignore[no-untyped-call]
+    return Values(found.values.detach(), found.labels, found.reweighting)
+
+
+class _Run:
+    """The calls of one forward pass, waiting for their gradients."""
+
+    def __init__(self, projector: Projector, rows_for: RowsFor, batch: int, keep: bool) -> None:
+        self.projector = projector
+        self.rows_for = rows_for
+        self.batch = batch
+        self.keep = keep
+        self.output = 0
+        self._anchor = torch.zeros((), device=projector.device, requires_grad=True)
+
+    def on_call(self, use: Use, layout: CallLayout, inputs: Tensor, result: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return result
+        if layout.shared:
+            result = layout.expand(result, self.batch)
+        elif inputs.shape[layout.axis] % self.batch:
+            raise ModelError(
+                f"{use.name} got an input of shape {tuple(inputs.shape)} for a batch of "
+                f"{self.batch}; expected axis {layout.axis} to hold the samples, as in the first "
+                "batch: name its parameters in fallback="
+            )
+        if not result.requires_grad:
+            # a view cannot be given a graph in place, so an expanded result is anchored out of it
+            result = (
+                result + self._anchor.to(result.dtype)
+                if layout.shared
+                else _Root.apply(result, self._anchor)  # type: ignore[no-untyped-call]
+            )
+        call = Call(
+            use.module,
+            layout.samples_first(inputs.detach(), self.batch),
+            self.batch,
+            self.projector.dtype,
+            self.keep,
+        )
+        version = inputs._version
+
+        def on_gradient(delta: Tensor) -> None:
+            if inputs._version != version:
+                raise ModelError(
+                    f"the input of {use.name} was changed in place after the layer used it, so its "
+                    "gradient is lost; make that operation out of place, or name the layer's "
+                    "parameters in fallback="
+                )
+            self._contribute(use, layout, call, delta)
+
+        result.register_hook(on_gradient)
+        return result
+
+    def _contribute(self, use: Use, layout: CallLayout, call: Call, delta: Tensor) -> None:
+        targets = {
+            key: Target(self.projector.sketch(name), self.rows_for(name), self.output)
+            for key, name in use.params.items()
+        }
+        delta = delta if layout.shared else delta.movedim(layout.axis, 0)
+        with torch.no_grad():
+            use.rule.contribute(call, delta, targets)

@@ -1,0 +1,107 @@
+"""Two checks that any model's rows must pass: they add up, and they do not know each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pntk.batch import batch_size, take, tree_map
+from pntk.errors import CheckError
+from pntk.gradients.hooks import quiet
+from pntk.gradients.plan import Plan
+from pntk.outputs import Output, check_values
+from pntk.projection.dispatch import Projector
+
+
+def tolerance(model: nn.Module) -> float:
+    """Return the relative difference that rounding explains in a model's lowest precision."""
+    lowest = min((p.element_size() for p in model.parameters()), default=4)
+    return {8: 1e-9, 4: 1e-3}.get(lowest, 5e-2)
+
+
+def check_sum(
+    plan: Plan,
+    model: nn.Module,
+    output: Output,
+    batch: Any,
+    projector: Projector,
+    rows: dict[str, Tensor],
+) -> None:
+    """Compare each parameter's rows, summed, with the sketch of the batch's ordinary gradient.
+
+    Args:
+        rows: canonical parameter name -> its share of the rows [b, k].
+
+    Raises:
+        CheckError: naming the worst parameter and the remedy.
+    """
+    expected = {name: torch.zeros_like(share[:1]) for name, share in rows.items()}
+    for column, gradients in enumerate(ordinary_gradients(plan, model, output, batch)):
+        for name, gradient in gradients.items():
+            projector.sketch(name).add_gradient(gradient[None], expected[name], column)
+    scale = sum(float(share.norm(dim=1).sum()) for share in rows.values())
+    worst, worst_name = 0.0, ""
+    for name, share in rows.items():
+        own = float(share.norm(dim=1).sum()) + float(expected[name].norm()) + 1e-4 * scale
+        difference = float((share.sum(0) - expected[name][0]).norm()) / max(own, 1e-30)
+        if not difference <= worst:
+            worst, worst_name = difference, name
+    limit = tolerance(model)
+    if not worst <= limit:
+        raise CheckError(
+            f"the per-sample gradients of {worst_name} do not add up to the batch's gradient "
+            f"(relative difference {worst:.1e}, at most {limit:.0e} expected); its layer uses the "
+            f"weight in a way that no rule sees: pass fallback=[{worst_name!r}]"
+        )
+
+
+def check_alone(
+    model: nn.Module, compute: Callable[[Any], Tensor], batch: Any, rows: Tensor
+) -> None:
+    """Compare the last sample's row with the row it has when it travels alone.
+
+    Raises:
+        CheckError: rows depend on the batch.
+    """
+    last = batch_size(batch) - 1
+    alone = compute(take(batch, slice(last, last + 1)))[0]
+    size = float(alone.norm()) + float(rows[last].norm())
+    difference = float((alone - rows[last]).norm()) / max(size, 1e-30)
+    limit = tolerance(model)
+    if size and not difference <= limit:
+        raise CheckError(
+            f"the row of sample {last} changes with the batch it travels in (relative difference "
+            f"{difference:.1e}, at most {limit:.0e} expected); the model or the output mixes "
+            "samples: make each sample's value depend on that sample alone"
+        )
+
+
+def ordinary_gradients(
+    plan: Plan, model: nn.Module, output: Output, batch: Any
+) -> Iterator[dict[str, Tensor]]:
+    """Yield, for each output column, the gradient of its sum over the batch, by autograd.
+
+    By ``backward`` and not ``torch.autograd.grad``, which reentrant checkpoints refuse.
+    """
+    batch = tree_map(Tensor.detach, batch)
+    kept = {name: p.grad for name, p in plan.params.items()}
+    with quiet(model), torch.enable_grad():
+        try:
+            for p in plan.params.values():
+                p.requires_grad_(True)
+            values = check_values(output(model, batch), batch_size(batch))
+            for column in range(values.shape[1]):
+                for p in plan.params.values():
+                    p.grad = None
+                last = column == values.shape[1] - 1
+                values[:, column].sum().backward(retain_graph=not last)  # type: ignore[no-untyped-call]
+                yield {
+                    name: torch.zeros_like(p) if p.grad is None else p.grad
+                    for name, p in plan.params.items()
+                }
+        finally:
+            for name, p in plan.params.items():
+                p.grad = kept[name]

@@ -1,0 +1,136 @@
+"""Find where the samples lie in each layer's tensors, by two small forward passes.
+
+Run on one and on two samples, the axis that doubles holds the samples. A layer whose shapes do not
+change sees no samples (position ids, say): its result is expanded over the batch so that each
+sample has a gradient of its own, provided that the model's output stays the same.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pntk.batch import batch_size, repeat_first, take
+from pntk.errors import ModelError
+from pntk.gradients.hooks import CallLayout, Use, layout_of, quiet, tapped
+from pntk.gradients.plan import Plan
+from pntk.outputs import Output, check_values
+
+MAX_ROUNDS = 10
+# what a module's result costs: itself, what autograd keeps of it, and its gradient
+COPIES = 3
+
+Shapes = dict[str, list[torch.Size]]
+
+
+def probe(plan: Plan, model: nn.Module, output: Output, batch: Any) -> None:
+    """Complete a plan for batches like this one.
+
+    Raises:
+        ModelError: the forward pass draws random numbers.
+        OutputError, DataError: the output does not take the batch.
+    """
+    two = take(batch, slice(0, 2)) if batch_size(batch) > 1 else repeat_first(batch, 2)
+    one = take(two, slice(0, 1))
+    with quiet(model), torch.no_grad():
+        plain = _plain_values(plan, model, output, two)
+        plan.outputs = plain.shape[1]
+        plan.sample_bytes = _activation_bytes(model, output, one)
+        for _ in range(MAX_ROUNDS):
+            singles, _ = _watch(plan, model, output, one, 1)
+            doubles, _ = _watch(plan, model, output, two, 2)
+            newly_shared = [
+                use
+                for use in list(plan.uses.values())
+                if _settle(plan, use, singles.get(use.name, []), doubles.get(use.name, []))
+            ]
+            if not newly_shared:
+                return
+            if not _expansion_is_harmless(plan, model, output, two, plain):
+                for use in newly_shared:
+                    names = list(use.params.values())
+                    plan.drop(names, f"the input of {use.name} is the same for all samples")
+
+
+def _plain_values(plan: Plan, model: nn.Module, output: Output, batch: Any) -> Tensor:
+    device = next(iter(plan.params.values())).device
+    before = _random_state(device)
+    values = check_values(output(model, batch), 2)
+    if not torch.equal(before, _random_state(device)):
+        raise ModelError(
+            f"the forward pass of {type(model).__name__} draws random numbers, so rows would "
+            "differ from run to run; call model.eval(), or make its randomness an input"
+        )
+    return values
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _watch(
+    plan: Plan, model: nn.Module, output: Output, batch: Any, size: int
+) -> tuple[Shapes, Tensor]:
+    """Return each layer's input shapes, call by call, and the values with shared calls expanded."""
+    shapes: Shapes = defaultdict(list)
+
+    def on_call(use: Use, layout: CallLayout, inputs: Tensor, result: Tensor) -> Tensor:
+        shapes[use.name].append(inputs.shape)
+        return layout.expand(result, size) if layout.shared else result
+
+    with tapped(plan.uses.values(), on_call):
+        values = check_values(output(model, batch), size)
+    return shapes, values
+
+
+def _settle(plan: Plan, use: Use, one: list[torch.Size], two: list[torch.Size]) -> bool:
+    """Set the layouts of a use, or drop it; return whether a call turned out to be shared."""
+    names = list(use.params.values())
+    if not one and not two:
+        plan.drop(names, f"{use.name} is not called in the forward pass")
+        return False
+    found = [layout_of(a, b) for a, b in zip(one, two, strict=False)]
+    settled = [layout for layout in found if layout is not None]
+    if len(settled) < len(found) or len(one) != len(two):
+        shown = [tuple(s) for s in one[:2]], [tuple(s) for s in two[:2]]
+        plan.drop(
+            names, f"{use.name} mixes samples: inputs {shown[0]} for one, {shown[1]} for two"
+        )
+        return False
+    before = use.layouts or [CallLayout()] * len(settled)
+    use.layouts = settled
+    return any(new.shared and not old.shared for new, old in zip(settled, before, strict=True))
+
+
+def _expansion_is_harmless(
+    plan: Plan, model: nn.Module, output: Output, batch: Any, plain: Tensor
+) -> bool:
+    try:
+        _, values = _watch(plan, model, output, batch, 2)
+    except Exception:  # whatever the model says to an expanded tensor: it does not take one
+        return False
+    if values.shape != plain.shape:
+        return False
+    tolerance = 1e-2 if next(model.parameters()).element_size() < 4 else 1e-4
+    return torch.allclose(values, plain, rtol=tolerance, atol=tolerance * float(plain.abs().max()))
+
+
+def _activation_bytes(model: nn.Module, output: Output, one: Any) -> int:
+    total = 0
+
+    def count(module: nn.Module, args: Any, result: Any) -> None:
+        nonlocal total
+        if isinstance(result, Tensor):
+            total += result.numel() * result.element_size()
+
+    leaves = [module for module in model.modules() if not any(module.children())]
+    handles = [module.register_forward_hook(count) for module in leaves]
+    try:
+        output(model, one)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return COPIES * total

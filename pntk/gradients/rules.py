@@ -1,0 +1,343 @@
+"""A rule a layer type: from what went in and what came back to per-sample gradients.
+
+Shapes: b samples; T positions that one sample sums over; i, o layer in/out features. A call's
+``input`` and ``delta`` (gradient of the summed output with respect to the layer's output) have the
+samples in front: [b * m, ...], where a sample may own m > 1 consecutive entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pntk.errors import ModelError
+from pntk.projection.sketch import Columns, Sketch, Windows
+
+T = TypeVar("T")
+
+
+@dataclass
+class Target:
+    """Where one parameter's gradients go: its sketch, and rows [b, k] to add to."""
+
+    sketch: Sketch
+    rows: Tensor
+    output: int
+
+    def gradient(self, gradient: Tensor) -> None:
+        """Add per-sample gradients [b * m, *shape]."""
+        self._add(gradient.shape[0], self.sketch.add_gradient, gradient)
+
+    def products(self, rows: Tensor, columns: Columns) -> None:
+        """Add products of prepared factors."""
+        self._add(rows.shape[0], self.sketch.add_products, rows, columns)
+
+    def lookup(self, ids: Tensor, delta: Tensor) -> None:
+        """Add delta [b * m, T, d] at rows ids [b * m, T]."""
+        self._add(ids.shape[0], self.sketch.add_lookup, ids, delta)
+
+    def _add(self, count: int, add: Callable[..., None], *factors: Any) -> None:
+        b, k = self.rows.shape
+        if count == b:
+            add(*factors, self.rows, self.output)
+            return
+        pieces = self.rows.new_zeros(count, k)
+        add(*factors, pieces, self.output)
+        self.rows += pieces.view(b, -1, k).sum(1)
+
+
+@dataclass
+class Call:
+    """One use of a layer in a forward pass.
+
+    Attributes:
+        module: the layer.
+        input: [b * m, ...].
+        batch: b.
+        dtype: float32 or float64, in which gradients are made.
+        keep: whether more outputs follow, so that what depends on the input alone is kept.
+    """
+
+    module: Any
+    input: Tensor
+    batch: int
+    dtype: torch.dtype
+    keep: bool = False
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """Return ``make()``, kept for the next output if there is one."""
+        if key in self.kept:
+            return self.kept[key]
+        value = make()
+        if self.keep:
+            self.kept[key] = value
+        return value
+
+    def positions(self, x: Tensor) -> Tensor:
+        """Return [b, T, features] of a tensor whose last axis holds features."""
+        return x.reshape(self.batch, -1, x.shape[-1]).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one family of layers is served.
+
+    Attributes:
+        name: shown by ``coverage()``.
+        matches: whether a module is served.
+        contribute: ``(call, delta, targets)`` adds the gradients of the wanted parameters.
+    """
+
+    name: str
+    matches: Callable[[nn.Module], bool]
+    contribute: Callable[[Call, Tensor, dict[str, Target]], None]
+
+
+def find_rule(module: nn.Module) -> Rule | None:
+    """Return the rule that serves a module, if any.
+
+    A subclass is served only if it keeps the forward of the class that the rule was written for.
+    """
+    return next((rule for rule in RULES if rule.matches(module)), None)
+
+
+def refuse(module: nn.Module, name: str) -> None:
+    """Refuse a layer in a state where one sample's output depends on others or on chance.
+
+    Raises:
+        ModelError: with the module's name and the remedy.
+    """
+    where = f"{type(module).__name__} {name!r}" if name else type(module).__name__
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if module.training:
+            raise ModelError(
+                f"{where} is in training mode, where each sample's output depends on its batch; "
+                "call model.eval()"
+            )
+        if module.running_mean is None:
+            raise ModelError(
+                f"{where} has no running statistics, so each sample's output depends on its batch; "
+                "set track_running_stats=True, or use another norm"
+            )
+    if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+        raise ModelError(f"{where} is active, so rows would be random; call model.eval()")
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        if module.training and module.track_running_stats:
+            raise ModelError(
+                f"{where} is in training mode and would change its running statistics; call "
+                "model.eval()"
+            )
+    if isinstance(module, nn.Embedding):
+        if module.max_norm is not None:
+            raise ModelError(
+                f"{where} has max_norm={module.max_norm}, which changes the weights in the forward "
+                "pass; set max_norm=None after training"
+            )
+        if module.scale_grad_by_freq:
+            raise ModelError(
+                f"{where} has scale_grad_by_freq=True, which mixes the samples of a batch; set it "
+                "to False"
+            )
+
+
+# ---- linear maps -----------------------------------------------------------------------------
+
+
+def _linear(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
+    delta = call.positions(delta)
+    if weight := targets.get("weight"):
+        columns = call.once(
+            "columns",
+            lambda: weight.sketch.prepare_columns(Columns(call.positions(call.input))),
+        )
+        weight.products(weight.sketch.prepare_rows(delta.transpose(1, 2)), columns)
+    if bias := targets.get("bias"):
+        bias.gradient(delta.sum(1))
+
+
+def _transposed_linear(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
+    """Hugging Face's Conv1D: the weight is [i, o], so input and delta change places."""
+    delta = call.positions(delta)
+    if weight := targets.get("weight"):
+        rows = call.once(
+            "rows",
+            lambda: weight.sketch.prepare_rows(call.positions(call.input).transpose(1, 2)),
+        )
+        weight.products(rows, weight.sketch.prepare_columns(Columns(delta)))
+    if bias := targets.get("bias"):
+        bias.gradient(delta.sum(1))
+
+
+# ---- convolutions ----------------------------------------------------------------------------
+
+
+def _convolution(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
+    conv = call.module
+    if weight := targets.get("weight"):
+        windows = Windows(conv.kernel_size, conv.stride, conv.dilation, tuple(delta.shape[2:]))
+        if conv.groups == 1:
+            columns = call.once(
+                "columns",
+                lambda: weight.sketch.prepare_columns(Columns(_padded_input(call), windows)),
+            )
+            rows = delta.flatten(2).to(call.dtype)
+            weight.products(weight.sketch.prepare_rows(rows), columns)
+        else:
+            padded = call.once("padded", lambda: _padded_input(call))
+            weight.gradient(_grouped(delta.to(call.dtype), padded, windows, conv.groups))
+    if bias := targets.get("bias"):
+        bias.gradient(delta.flatten(2).sum(2, dtype=call.dtype))
+
+
+def _padded_input(call: Call) -> Tensor:
+    """Return the input as the kernel sees it, channels last: [b * m, *spatial, i]."""
+    conv, x = call.module, call.input
+    if any(conv._reversed_padding_repeated_twice):
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
+    return x.movedim(1, -1)
+
+
+def _grouped(delta: Tensor, columns: Tensor, windows: Windows, groups: int) -> Tensor:
+    """Return [n, o, i / groups, P] for delta [n, o, *grid] and channels-last columns."""
+    n = delta.shape[0]
+    rows = delta.reshape(n * groups, -1, windows_size(windows))
+    found = []
+    for patch in windows.patches(columns):
+        by_group = patch.view(n, patch.shape[1], groups, -1).transpose(1, 2)
+        right = by_group.reshape(n * groups, patch.shape[1], -1).to(delta.dtype)
+        found.append(torch.bmm(rows, right).view(n, delta.shape[1], -1))
+    return torch.stack(found, dim=-1)
+
+
+def windows_size(windows: Windows) -> int:
+    """Return T, the number of window places."""
+    return torch.Size(windows.grid).numel()
+
+
+def _transposed_convolution(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
+    """A transposed convolution's weight gradient: the convolution's, input and delta swapped."""
+    conv = call.module
+    if weight := targets.get("weight"):
+        windows = Windows(
+            conv.kernel_size, conv.stride, conv.dilation, tuple(call.input.shape[2:])
+        )
+        twice = [p for p in reversed(conv.padding) for _ in range(2)]
+        seen = F.pad(delta, twice).movedim(1, -1)
+        if conv.groups == 1:
+            rows = call.once(
+                "rows",
+                lambda: weight.sketch.prepare_rows(call.input.flatten(2).to(call.dtype)),
+            )
+            weight.products(rows, weight.sketch.prepare_columns(Columns(seen, windows)))
+        else:
+            inputs = call.input.to(call.dtype)
+            weight.gradient(_grouped(inputs, seen, windows, conv.groups))
+    if bias := targets.get("bias"):
+        bias.gradient(delta.flatten(2).sum(2, dtype=call.dtype))
+
+
+# ---- look-ups and norms ----------------------------------------------------------------------
+
+
+def _embedding(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
+    if weight := targets.get("weight"):
+        ids = call.input.reshape(call.batch, -1).long()
+        delta = call.positions(delta)
+        if call.module.padding_idx is not None:
+            delta = delta * (ids != call.module.padding_idx)[..., None]
+        weight.lookup(ids, delta)
+
+
+def _feature_norm(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
+    """LayerNorm and RMSNorm: a scale and shift for each normalised feature."""
+    shape = tuple(call.module.normalized_shape)
+    flat = (call.batch, -1, *shape)
+    delta = delta.to(call.dtype).reshape(flat)
+    if weight := targets.get("weight"):
+        normed = call.once("normed", lambda: _features_normed(call, shape).reshape(flat))
+        weight.gradient((delta * normed).sum(1))
+    if bias := targets.get("bias"):
+        bias.gradient(delta.sum(1))
+
+
+def _features_normed(call: Call, shape: tuple[int, ...]) -> Tensor:
+    x, norm = call.input.to(call.dtype), call.module
+    if isinstance(norm, nn.LayerNorm):
+        return F.layer_norm(x, shape, eps=norm.eps)
+    eps = torch.finfo(call.input.dtype).eps if norm.eps is None else norm.eps
+    return F.rms_norm(x, shape, eps=eps)
+
+
+def _channel_norm(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
+    """BatchNorm (eval), GroupNorm and InstanceNorm: a scale and shift for each channel."""
+    flat = (*delta.shape[:2], -1)
+    delta = delta.to(call.dtype).reshape(flat)
+    if weight := targets.get("weight"):
+        normed = call.once("normed", lambda: _channels_normed(call).reshape(flat))
+        weight.gradient((delta * normed).sum(2))
+    if bias := targets.get("bias"):
+        bias.gradient(delta.sum(2))
+
+
+def _channels_normed(call: Call) -> Tensor:
+    x, norm = call.input.to(call.dtype), call.module
+    if isinstance(norm, nn.GroupNorm):
+        return F.group_norm(x, norm.num_groups, eps=norm.eps)
+    if norm.running_mean is None:
+        return F.instance_norm(x, eps=norm.eps)
+    mean, var = norm.running_mean.to(call.dtype), norm.running_var.to(call.dtype)
+    by_channel = (1, -1) + (1,) * (x.dim() - 2)
+    return (x - mean.view(by_channel)) * torch.rsqrt(var + norm.eps).view(by_channel)
+
+
+# ---- the table -------------------------------------------------------------------------------
+
+
+def _is(*classes: type[nn.Module]) -> Callable[[nn.Module], bool]:
+    def matches(module: nn.Module) -> bool:
+        return any(
+            isinstance(module, cls)
+            and type(module).forward is cls.forward
+            and getattr(type(module), "_conv_forward", None) is getattr(cls, "_conv_forward", None)
+            for cls in classes
+        )
+
+    return matches
+
+
+def _is_hugging_face_conv1d(module: nn.Module) -> bool:
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+RULES = (
+    Rule("linear", _is(nn.Linear), _linear),
+    Rule("convolution", _is(nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
+    Rule(
+        "transposed convolution",
+        _is(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        _transposed_convolution,
+    ),
+    Rule("embedding", _is(nn.Embedding), _embedding),
+    Rule("layer norm", _is(nn.LayerNorm), _feature_norm),
+    Rule("rms norm", _is(nn.RMSNorm), _feature_norm),
+    Rule("group norm", _is(nn.GroupNorm), _channel_norm),
+    Rule(
+        "batch norm",
+        _is(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+        _channel_norm,
+    ),
+    Rule(
+        "instance norm",
+        _is(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+        _channel_norm,
+    ),
+    Rule("transposed linear", _is_hugging_face_conv1d, _transposed_linear),
+)

@@ -1,0 +1,175 @@
+"""Where batches come from: tensors, data sets or loaders, in a fixed order that can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
+
+from pntk.batch import batch_size as size_of
+from pntk.batch import take, tensors, tree_map
+from pntk.errors import ConfigError, DataError
+
+DEFAULT_BATCH_SIZE = 64
+
+
+class Batches:
+    """The examples of a data set, in order, any of them again.
+
+    Args:
+        data: a tensor; a tuple or mapping of tensors with one leading dimension; a map-style data
+            set; or a DataLoader that does not shuffle.
+        batch_size: samples a batch; None for the loader's own, or 64.
+        num_rows: length of an iterable data set, which has none of its own.
+
+    Raises:
+        DataError: no examples, or an order that cannot be repeated.
+    """
+
+    def __init__(
+        self, data: Any, batch_size: int | None = None, num_rows: int | None = None
+    ) -> None:
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ConfigError(f"batch_size is {batch_size!r}; expected a positive integer")
+        self._loader = data if isinstance(data, DataLoader) else None
+        if self._loader is not None:
+            data = self._loader.dataset
+        self._stream = isinstance(data, IterableDataset)
+        self._tensors = _is_tensors(data)
+        self._data = data
+        self.batch_size = batch_size or getattr(self._loader, "batch_size", None)
+        self.batch_size = self.batch_size or DEFAULT_BATCH_SIZE
+        if self._stream:
+            self.length = _stream_length(num_rows)
+        elif self._tensors:
+            self.length = _tensor_length(data)
+        else:
+            self.length = _dataset_length(data)
+            _check_order(self._loader)
+        if num_rows is not None and num_rows != self.length:
+            raise DataError(
+                f"num_rows is {num_rows} and the data set has {self.length} examples; leave "
+                "num_rows out for data that has a length"
+            )
+        if self.length == 0:
+            raise DataError("the data set is empty; expected at least one example")
+
+    def first(self) -> Any:
+        """Return a batch of the first examples, to learn shapes from."""
+        return next(self.only(np.arange(min(2, self.length))))[1]
+
+    def only(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yield (row indices [b], batch) for these rows, ascending."""
+        if self._stream:
+            yield from self._from_stream(rows)
+            return
+        groups = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        if self._tensors:
+            for group in groups:
+                index = torch.from_numpy(group)
+                whole = group[-1] - group[0] + 1 == len(group)
+                part = slice(int(group[0]), int(group[-1]) + 1) if whole else None
+                yield (
+                    group,
+                    take(self._data, part)
+                    if part
+                    else tree_map(lambda t, index=index: t[index], self._data),
+                )
+            return
+        loader = self._make_loader([group.tolist() for group in groups])
+        for group, batch in zip(groups, loader, strict=True):
+            yield group, batch
+
+    def _make_loader(self, groups: list[list[int]]) -> DataLoader[Any]:
+        given = self._loader
+        if given is None:
+            return DataLoader(self._data, batch_sampler=groups)
+        return DataLoader(
+            self._data,
+            batch_sampler=groups,
+            collate_fn=given.collate_fn,
+            num_workers=given.num_workers,
+            pin_memory=given.pin_memory,
+            timeout=given.timeout,
+            worker_init_fn=given.worker_init_fn,
+            multiprocessing_context=given.multiprocessing_context,
+        )
+
+    def _from_stream(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
+        """Walk a stream from its start, skipping what is not wanted."""
+        loader = self._loader or DataLoader(self._data, batch_size=self.batch_size)
+        wanted = np.zeros(self.length, dtype=bool)
+        wanted[rows] = True
+        start = 0
+        for batch in loader:
+            count = size_of(batch)
+            stop = start + count
+            if stop > self.length:
+                raise DataError(
+                    f"the stream has more than num_rows={self.length} examples; pass its true "
+                    "length"
+                )
+            inside = np.nonzero(wanted[start:stop])[0]
+            if len(inside):
+                index = torch.from_numpy(inside)
+                some = tree_map(lambda t, index=index: t[index], batch)
+                yield inside + start, (some if len(inside) < count else batch)
+            start = stop
+            if start > int(rows[-1]):
+                return
+        if start < self.length:
+            raise DataError(
+                f"the stream ended after {start} examples; expected num_rows={self.length}: the "
+                "rows made so far are kept"
+            )
+
+
+def _is_tensors(data: Any) -> bool:
+    if isinstance(data, Dataset):
+        return False
+    if isinstance(data, Tensor):
+        return True
+    if isinstance(data, Mapping):
+        return bool(data) and all(isinstance(value, Tensor) for value in data.values())
+    return isinstance(data, tuple) and bool(data) and all(isinstance(v, Tensor) for v in data)
+
+
+def _tensor_length(data: Any) -> int:
+    lengths = {len(t) if t.dim() else 0 for t in tensors(data)}
+    if len(lengths) != 1:
+        raise DataError(f"the data's tensors have lengths {sorted(lengths)}; expected one length")
+    return lengths.pop()
+
+
+def _dataset_length(data: Any) -> int:
+    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+        raise DataError(
+            f"cannot read examples from a {type(data).__name__}; expected a tensor, a tuple or "
+            "dict of tensors, a map-style data set, or a DataLoader"
+        )
+    return len(data)
+
+
+def _stream_length(num_rows: int | None) -> int:
+    if num_rows is None or num_rows < 0:
+        raise DataError(
+            f"num_rows is {num_rows} for an iterable data set; expected its number of examples, "
+            "for which the store reserves its space"
+        )
+    return num_rows
+
+
+def _check_order(loader: DataLoader[Any] | None) -> None:
+    """Refuse a loader whose order is not that of its data set."""
+    if loader is None:
+        return
+    sampler = getattr(loader.batch_sampler, "sampler", None) or loader.sampler
+    if not isinstance(sampler, SequentialSampler):
+        raise DataError(
+            f"the loader draws examples with {type(sampler).__name__}; expected the order of the "
+            "data set, so that row i is example i: use shuffle=False, or pass the data set itself"
+        )

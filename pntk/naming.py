@@ -1,0 +1,120 @@
+"""Which parameters are featurized, under names that no wrapper changes."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pntk.errors import ConfigError, ModelError
+
+ParamFilter = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
+
+# path segments that torch.compile, FSDP and activation checkpointing put between real names
+_WRAPPER_SEGMENTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_REPLICA_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside ``torch.compile``, DDP and DataParallel wrappers."""
+    while True:
+        if isinstance(model, _REPLICA_WRAPPERS):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]  # an OptimizedModule
+        else:
+            return model
+
+
+def canonical(name: str) -> str:
+    """Return a qualified name without the segments that wrappers add.
+
+    >>> canonical("_fsdp_wrapped_module.layer1._orig_mod.weight")
+    'layer1.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_SEGMENTS)
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return canonical name -> parameter, each shared parameter once, in the model's order."""
+    return {canonical(name): p for name, p in model.named_parameters()}
+
+
+def select_parameters(model: nn.Module, chosen: ParamFilter) -> dict[str, nn.Parameter]:
+    """Return the parameters to featurize.
+
+    Args:
+        model: an unwrapped module.
+        chosen: ``None`` for all that require gradients, a glob, several globs, or a predicate
+            ``(name, parameter) -> bool``; an explicit choice also takes frozen parameters.
+
+    Raises:
+        ModelError: the model has no parameters.
+        ConfigError: nothing was selected, or a glob matches nothing.
+    """
+    everything = named_parameters(model)
+    if not everything:
+        raise ModelError(
+            f"{type(model).__name__} has no parameters; a tangent kernel needs at least one"
+        )
+    if chosen is None:
+        found = {name: p for name, p in everything.items() if p.requires_grad}
+        if not found:
+            raise ConfigError(
+                f"all {len(everything)} parameters of {type(model).__name__} are frozen "
+                "(requires_grad=False); pass params='*' to featurize them all the same"
+            )
+        return _floating(found)
+    if callable(chosen):
+        found = {name: p for name, p in everything.items() if chosen(name, p)}
+        if not found:
+            raise ConfigError(
+                f"the params predicate selected none of {len(everything)} parameters; "
+                f"names look like {next(iter(everything))!r}"
+            )
+        return _floating(found)
+    patterns = [chosen] if isinstance(chosen, str) else list(chosen)
+    if not patterns:
+        raise ConfigError("params is an empty list; pass globs such as 'layer4.*', or None for all")
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ConfigError(f"params holds {pattern!r}; expected globs such as 'layer4.*'")
+        if not fnmatch.filter(everything, pattern):
+            near = difflib.get_close_matches(pattern, everything, n=3, cutoff=0.3)
+            hint = ", ".join(near or list(everything)[:3])
+            raise ConfigError(f"params glob {pattern!r} matches no parameter; names near it: {hint}")
+    return _floating(
+        {
+            name: p
+            for name, p in everything.items()
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        }
+    )
+
+
+def _floating(params: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    for name, p in params.items():
+        if not p.is_floating_point():
+            raise ModelError(
+                f"parameter {name} is {p.dtype}; expected a real floating point type: leave it out "
+                "with params="
+            )
+    return params
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a hash of all weights and persistent buffers: canonical names, types and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    tensors: dict[str, Tensor] = {canonical(k): v for k, v in model.state_dict().items()}
+    for name in sorted(tensors):
+        value = tensors[name]
+        if not isinstance(value, Tensor):  # extra state of a module, not a weight
+            continue
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

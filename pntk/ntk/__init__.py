@@ -1,0 +1,1 @@
+"""Tangent kernels: from rows, and what describes them."""

@@ -1,0 +1,125 @@
+"""The tangent kernel that rows estimate: K[i, j] = <phi(x_i), phi(x_j)>."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from pntk.errors import ConfigError, StoreError
+from pntk.rows import as_rows, check_same_map, check_widths, inverse_norms
+
+TILE = 1024
+
+
+def ntk(
+    a: Any,
+    b: Any = None,
+    *,
+    normalize: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    tile: int = TILE,
+    device: torch.device | str = "cpu",
+) -> Tensor | Path:
+    """Return the kernel matrix of rows, tile by tile.
+
+    K = A B^T, where E[K] is the kernel of the output that the rows were made of, with no further
+    scaling. ``normalize`` gives the cosine, K[i, j] / sqrt(K[i, i] K[j, j]); rows of zeros give
+    zeros.
+
+    Args:
+        a: rows [n, k]: tensor, array or FeatureStore.
+        b: rows [m, k], or None for ``a`` itself, of which only one triangle is computed.
+        normalize: whether to divide by the norms of the rows.
+        out: HDF5 file to write instead of memory (data set ``ntk``); it must not exist.
+        tile: rows of a tile.
+        device: where tiles are multiplied.
+
+    Returns:
+        Tensor [n, m] of the rows' type on the CPU, or the path of ``out``.
+
+    Raises:
+        ConfigError: rows of different widths, maps or kinds.
+        StoreError: rows are missing, or ``out`` cannot be written.
+
+    >>> ntk(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), normalize=True)
+    tensor([[1.0000, 0.8000],
+            [0.8000, 1.0000]])
+    """
+    if tile < 1:
+        raise ConfigError(f"tile is {tile}; expected a positive number of rows")
+    check_same_map(a, b)
+    left = as_rows(a)
+    symmetric = b is None
+    right = left if symmetric else as_rows(b)
+    check_widths(left, right)
+    left_scale = right_scale = None
+    if normalize:
+        left_scale = inverse_norms(left, tile)
+        right_scale = left_scale if symmetric else inverse_norms(right, tile)
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    shape = (left.shape[0], right.shape[0])
+
+    def tiles() -> Iterator[tuple[slice, slice, Tensor]]:
+        for i in range(0, shape[0], tile):
+            rows = slice(i, min(i + tile, shape[0]))
+            x = left[rows].to(device=device, dtype=dtype)
+            if left_scale is not None:
+                x = x * left_scale[rows, None].to(x)
+            for j in range(i if symmetric else 0, shape[1], tile):
+                columns = slice(j, min(j + tile, shape[1]))
+                y = right[columns].to(device=device, dtype=dtype)
+                block = x @ y.T
+                if right_scale is not None:
+                    block *= right_scale[columns].to(block)
+                yield rows, columns, block.cpu()
+
+    if out is not None:
+        return _write(Path(out), shape, dtype, symmetric, tiles())
+    kernel = torch.empty(shape, dtype=dtype)
+    for rows, columns, block in tiles():
+        if symmetric and rows != columns:
+            kernel[columns, rows] = block.T
+        elif symmetric:
+            block = _mirrored(block)
+        kernel[rows, columns] = block
+    return kernel
+
+
+def _mirrored(block: Tensor) -> Tensor:
+    """Return a diagonal tile with its upper triangle copied below, so that K = K^T exactly."""
+    return torch.triu(block) + torch.triu(block, 1).T
+
+
+def _write(
+    path: Path,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    symmetric: bool,
+    tiles: Iterator[tuple[slice, slice, Tensor]],
+) -> Path:
+    if path.exists():
+        raise StoreError(f"{path} exists; give another path for the kernel, or delete it")
+    partial = path.with_name(path.name + ".partial")
+    numpy_dtype = np.dtype(str(dtype).removeprefix("torch."))
+    try:
+        with h5py.File(partial, "w") as file:
+            data = file.create_dataset("ntk", shape, numpy_dtype)
+            for rows, columns, block in tiles:
+                if symmetric and rows == columns:
+                    block = _mirrored(block)
+                data[rows, columns] = block.numpy()
+                if symmetric and rows != columns:
+                    data[columns, rows] = block.T.contiguous().numpy()
+        os.replace(partial, path)
+    except OSError as error:
+        raise StoreError(f"cannot write the kernel to {path}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

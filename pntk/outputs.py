@@ -1,0 +1,428 @@
+"""What is differentiated: one number a sample, or one a class.
+
+f_c(x) is logit c of sample x. An output turns a model and a batch into values [b] or [b, c], each
+row of which may depend on its own sample only.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pntk.batch import split
+from pntk.errors import ConfigError, DataError, OutputError
+from pntk.projection.bits import signs, stream_id
+
+Model = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Values:
+    """What an output returns for a batch.
+
+    Attributes:
+        values: [b], or [b, c] whose columns get independent sketches.
+        labels: int64 [b], or None.
+        reweighting: TRAK's Q, float [b], or None.
+    """
+
+    values: Tensor
+    labels: Tensor | None = None
+    reweighting: Tensor | None = None
+
+
+class Output:
+    """Base class of outputs; ``describe`` goes into the store and must tell outputs apart."""
+
+    name = "output"
+    needs_labels = False
+
+    def __call__(self, model: Model, batch: Any) -> Values:
+        raise NotImplementedError  # subclasses define it; this base has no values of its own
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain JSON values that identify the output."""
+        return {"name": self.name}
+
+
+def logits_of(model: Model, batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Run the model and return (logits [b, c] in at least float32, labels or None).
+
+    Raises:
+        OutputError: the model returned something that is not one row of logits a sample.
+    """
+    args, kwargs, labels = split(batch)
+    result = model(*args, **kwargs)
+    logits = _tensor_of(result)
+    if logits.dim() == 1:
+        logits = logits[:, None]
+    if logits.dim() != 2:
+        raise OutputError(
+            f"the model returned logits of shape {tuple(logits.shape)}; expected [b] or [b, c]: "
+            "pass output=callable(model, batch) that reduces them"
+        )
+    if not logits.is_floating_point():
+        raise OutputError(f"the model returned {logits.dtype} logits; expected floating point")
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    return logits, labels
+
+
+def _tensor_of(result: Any) -> Tensor:
+    if isinstance(result, Tensor):
+        return result
+    logits = result.get("logits") if isinstance(result, Mapping) else None
+    if logits is None:
+        logits = getattr(result, "logits", None)
+    if logits is None and isinstance(result, (tuple, list)) and result:
+        logits = result[0]
+    if not isinstance(logits, Tensor):
+        raise OutputError(
+            f"the model returned a {type(result).__name__}; expected logits as a tensor, as "
+            ".logits, or first in a tuple: pass output=callable(model, batch) otherwise"
+        )
+    return logits
+
+
+def class_labels(labels: Any, logits: Tensor, name: str) -> Tensor:
+    """Check class labels against logits [b, c] and return them as int64 [b].
+
+    Raises:
+        DataError: no labels, wrong shape or type, or a label outside [0, c).
+    """
+    if labels is None:
+        raise DataError(
+            f"output {name!r} needs labels and the batch has none; pass (inputs, labels), or a "
+            "dict with 'labels'"
+        )
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
+        seen = (
+            f"{labels.dtype} of shape {tuple(labels.shape)}"
+            if isinstance(labels, Tensor)
+            else type(labels).__name__
+        )
+        raise DataError(f"labels are {seen}; output {name!r} expects integer classes [b]")
+    labels = labels.long()
+    wrong = (labels < 0) | (labels >= logits.shape[1])
+    if not torch._C._functorch.is_batchedtensor(wrong) and bool(wrong.any()):
+        at = int(wrong.nonzero()[0, 0])
+        raise DataError(
+            f"label {int(labels[at])} of sample {at} in the batch is out of range; the model has "
+            f"{logits.shape[1]} classes, so labels go from 0 to {logits.shape[1] - 1}"
+        )
+    return labels
+
+
+@dataclass(frozen=True)
+class PNTK(Output):
+    """sum_c f_c, so that K = <J_sum(x), J_sum(x')>.
+
+    Source: Mohamadi, Bae, Sutherland (2023), https://arxiv.org/abs/2206.12543
+    """
+
+    name = "pntk"
+
+    def __call__(self, model: Model, batch: Any) -> Values:
+        logits, labels = logits_of(model, batch)
+        return Values(logits.sum(1), labels)
+
+
+@dataclass(frozen=True)
+class Trace(Output):
+    """Each f_c, so that K = sum_c <J_c(x), J_c(x')>; one row sums an independent sketch a class.
+
+    Args:
+        probes: 0 for every class; otherwise that many random-sign combinations of classes,
+            v_m = sum_c eps_mc f_c / sqrt(probes), whose kernel has the same expectation.
+        seed: of the signs.
+
+    Source: Engel et al. (2023), https://arxiv.org/abs/2305.14585
+    """
+
+    probes: int = 0
+    seed: int = 0
+    name = "trace"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.probes, int) or self.probes < 0:
+            raise ConfigError(f"probes is {self.probes!r}; expected an integer, 0 for every class")
+
+    def __call__(self, model: Model, batch: Any) -> Values:
+        logits, labels = logits_of(model, batch)
+        if not self.probes:
+            return Values(logits, labels)
+        classes = logits.shape[1]
+        stream = stream_id("trace", self.probes, "probes", classes, "")
+        eps = signs(
+            self.seed, stream, 0, classes * self.probes, dtype=logits.dtype, device=logits.device
+        )
+        return Values(logits @ eps.view(classes, self.probes) / self.probes**0.5, labels)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "probes": self.probes, "seed": self.seed}
+
+
+def _margin(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if logits.shape[1] < 2:
+        raise OutputError(
+            "margin needs at least two classes and the model has one logit; use output='pntk'"
+        )
+    correct = logits.gather(1, labels[:, None])[:, 0]
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    reweighting = 1 - torch.softmax(logits.detach(), dim=1).gather(1, labels[:, None])[:, 0]
+    return correct - torch.logsumexp(others, dim=1), reweighting
+
+
+@dataclass(frozen=True)
+class Margin(Output):
+    """f_y - logsumexp_{j != y} f_j, with Q = 1 - p_y.
+
+    Source: Park et al. (2023), TRAK, https://arxiv.org/abs/2303.14186
+    """
+
+    name = "margin"
+    needs_labels = True
+
+    def __call__(self, model: Model, batch: Any) -> Values:
+        logits, labels = logits_of(model, batch)
+        labels = class_labels(labels, logits, self.name)
+        values, reweighting = _margin(logits, labels)
+        return Values(values, labels, reweighting)
+
+
+@dataclass(frozen=True)
+class Text(Margin):
+    """The margin of a Hugging Face sequence classifier; the batch is a mapping with labels."""
+
+    name = "text"
+
+    def __call__(self, model: Model, batch: Any) -> Values:
+        if not isinstance(batch, Mapping):
+            raise DataError(
+                f"output 'text' got a {type(batch).__name__}; expected a mapping with input_ids, "
+                "attention_mask and labels, passed to the model by keyword"
+            )
+        return super().__call__(model, batch)
+
+
+@dataclass(frozen=True)
+class Loss(Output):
+    """The loss of each sample.
+
+    Args:
+        criterion: ``(logits, labels) -> loss``, a module or a function; a module's ``reduction``
+            is set to per-sample, and further axes are averaged or summed as it asks. Cross entropy
+            when left out.
+    """
+
+    criterion: Callable[[Any, Tensor], Tensor] = field(default_factory=nn.CrossEntropyLoss)
+    name = "loss"
+    needs_labels = True
+
+    def __call__(self, model: Model, batch: Any) -> Values:
+        args, kwargs, labels = split(batch)
+        if labels is None:
+            raise DataError(
+                "output 'loss' needs labels and the batch has none; pass (inputs, labels), or a "
+                "dict with 'labels'"
+            )
+        result = _tensor_of(model(*args, **kwargs))
+        if isinstance(self.criterion, nn.CrossEntropyLoss) and result.dim() == 2:
+            labels = class_labels(labels, result, self.name)
+        criterion = self.criterion
+        reduction = getattr(criterion, "reduction", None)
+        if isinstance(criterion, nn.Module) and reduction is not None:
+            criterion = copy.copy(criterion)
+            criterion.reduction = "none"  # type: ignore[assignment]  # a plain attribute
+        loss = criterion(result, labels)
+        if not isinstance(loss, Tensor) or loss.dim() == 0 or loss.shape[0] != result.shape[0]:
+            seen = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise OutputError(
+                f"the criterion returned {seen} for {result.shape[0]} samples; expected one loss a "
+                "sample: use reduction='none'"
+            )
+        rest = loss.flatten(1)
+        values = rest.mean(1) if reduction == "mean" else rest.sum(1)
+        return Values(values, labels if labels.dim() == 1 else None)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "criterion": _describe_callable(self.criterion)}
+
+
+class Clip(Output):
+    """Contrastive image-text output against B fixed pairs.
+
+    -logsumexp(-I (T - T_B)^T) - logsumexp(-T (I - I_B)^T), I and T the sample's embeddings.
+
+    Args:
+        image_embeddings, text_embeddings: [n, d], the embeddings to draw pairs from.
+        pairs: B.
+        seed: of the draw, which is the same for every sample and batch.
+        embed: ``(model, batch) -> (image [b, d], text [b, d])``; by default the model is called on
+            the batch and returns the two first, or ``.image_embeds`` and ``.text_embeds``.
+
+    Source: Park et al. (2023), TRAK, https://arxiv.org/abs/2303.14186
+    """
+
+    name = "clip"
+
+    def __init__(
+        self,
+        image_embeddings: Tensor,
+        text_embeddings: Tensor,
+        pairs: int = 300,
+        seed: int = 0,
+        embed: Callable[[Any, Any], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        shape = tuple(image_embeddings.shape)
+        if image_embeddings.dim() != 2 or shape != tuple(text_embeddings.shape):
+            raise ConfigError(
+                f"embeddings have shapes {shape} and {tuple(text_embeddings.shape)}; expected "
+                "[n, d] twice"
+            )
+        if not 1 <= pairs <= shape[0]:
+            raise ConfigError(f"pairs is {pairs}; expected 1 to {shape[0]}, the embeddings given")
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(shape[0], generator=generator)[:pairs]
+        self.images = image_embeddings.detach()[chosen.to(image_embeddings.device)]
+        self.texts = text_embeddings.detach()[chosen.to(text_embeddings.device)]
+        self.pairs, self.seed, self.embed = pairs, seed, embed
+
+    def __call__(self, model: Model, batch: Any) -> Values:
+        image, text = self._embeddings(model, batch)
+        images, texts = self.images.to(image), self.texts.to(text)
+        # I (T - T_b)^T = <I, T> - <I, T_b>
+        own = (image * text).sum(1, keepdim=True)
+        values = -torch.logsumexp(image @ texts.T - own, dim=1)
+        values = values - torch.logsumexp(text @ images.T - own, dim=1)
+        return Values(values)
+
+    def _embeddings(self, model: Model, batch: Any) -> tuple[Tensor, Tensor]:
+        if self.embed is not None:
+            found = self.embed(model, batch)
+        elif isinstance(batch, Mapping):
+            found = model(**batch)
+        else:
+            found = model(*batch)
+        if hasattr(found, "image_embeds"):
+            found = (found.image_embeds, found.text_embeds)
+        if not isinstance(found, (tuple, list)) or len(found) < 2:
+            raise OutputError(
+                f"output 'clip' got a {type(found).__name__} from the model; expected (image "
+                "embeddings, text embeddings): pass embed=callable(model, batch)"
+            )
+        image, text = found[0], found[1]
+        wanted = self.images.shape[1]
+        for what, value in (("image", image), ("text", text)):
+            if value.dim() != 2 or value.shape[1] != wanted:
+                raise OutputError(
+                    f"{what} embeddings have shape {tuple(value.shape)}; expected [b, {wanted}]"
+                )
+        return image, text
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "pairs": self.pairs, "seed": self.seed}
+
+
+class Custom(Output):
+    """A callable ``(model, batch) -> [b]`` or ``[b, c]``."""
+
+    name = "custom"
+
+    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+        self.function = function
+
+    def __call__(self, model: Model, batch: Any) -> Values:
+        result = self.function(model, batch)
+        if isinstance(result, Values):
+            return result
+        if not isinstance(result, Tensor) or result.dim() not in (1, 2):
+            seen = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise OutputError(
+                f"the output callable returned {seen}; expected a tensor [b] or [b, c]"
+            )
+        return Values(result, _labels_if_any(batch))
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "callable": _describe_callable(self.function)}
+
+
+def _labels_if_any(batch: Any) -> Tensor | None:
+    labels = split(batch)[2]
+    return labels if isinstance(labels, Tensor) and labels.dim() == 1 else None
+
+
+def _describe_callable(function: Any) -> str:
+    if isinstance(function, nn.Module):
+        return repr(function)
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+OUTPUTS: dict[str, Callable[[], Output]] = {
+    "pntk": PNTK,
+    "trace": Trace,
+    "margin": Margin,
+    "loss": Loss,
+    "text": Text,
+}
+
+
+def resolve_output(output: str | Output | Callable[[Any, Any], Any]) -> Output:
+    """Return the output that a name, an object or a callable stands for.
+
+    Raises:
+        ConfigError: the name is unknown, or it needs arguments.
+    """
+    if isinstance(output, Output):
+        return output
+    if callable(output):
+        return Custom(output)
+    if output == "clip":
+        raise ConfigError(
+            "output 'clip' needs embeddings to contrast with; pass "
+            "pntk.outputs.Clip(image_embeddings, text_embeddings)"
+        )
+    if output not in OUTPUTS:
+        raise ConfigError(
+            f"unknown output {output!r}; expected one of {', '.join(OUTPUTS)}, clip, or a callable "
+            "(model, batch) -> [b] or [b, c]"
+        )
+    return OUTPUTS[output]()
+
+
+def check_values(found: Values, batch: int) -> Tensor:
+    """Return the values as [b, c] after checking shape and type.
+
+    Raises:
+        OutputError: not one row a sample, not floating point, or no graph behind it.
+    """
+    values = found.values
+    if values.dim() not in (1, 2) or values.shape[0] != batch:
+        raise OutputError(
+            f"the output has shape {tuple(values.shape)} for a batch of {batch}; expected "
+            f"[{batch}] or [{batch}, c]"
+        )
+    if not values.is_floating_point():
+        raise OutputError(f"the output is {values.dtype}; expected floating point")
+    if values.dim() == 2 and values.shape[1] == 0:
+        raise OutputError("the output has no columns; expected [b] or [b, c] with c of at least 1")
+    return values if values.dim() == 2 else values[:, None]
+
+
+__all__ = [
+    "PNTK",
+    "Clip",
+    "Custom",
+    "Loss",
+    "Margin",
+    "Output",
+    "Text",
+    "Trace",
+    "Values",
+]

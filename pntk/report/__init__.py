@@ -1,0 +1,9 @@
+"""One self-contained HTML page about a run: neighbours, kernel, spectrum, coverage.
+
+Needs jinja2 and matplotlib: ``pip install "pntk[analysis]"``.
+"""
+
+from pntk.report.content import Neighbour, Query, Report
+from pntk.report.html import write_report
+
+__all__ = ["Neighbour", "Query", "Report", "write_report"]

@@ -1,0 +1,24 @@
+"""Optional dependencies of the report."""
+
+import importlib
+from types import ModuleType
+
+from pntk.errors import MissingExtraError
+
+
+def require(module: str) -> ModuleType:
+    """Import a module of the ``analysis`` extra.
+
+    Raises:
+        MissingExtraError: The package is not installed. A package that is installed and broken
+            raises its own error.
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        raise MissingExtraError(
+            f'the report needs {package}, which is not installed: pip install "pntk[analysis]"'
+        ) from error
