@@ -75,8 +75,8 @@ def batch_size(batch: Any) -> int:
     return sizes[0]
 
 
-def take(batch: Any, part: slice) -> Any:
-    """Return some samples of a batch."""
+def take(batch: Any, part: slice | Tensor) -> Any:
+    """Return some samples of a batch: a slice, or those of an index tensor."""
     return tree_map(lambda tensor: tensor[part], batch)
 
 

@@ -325,9 +325,7 @@ class Featurizer:
                 "torch": str(torch.__version__),
                 "numpy": np.__version__,
                 "python": platform.python_version(),
-                "coverage": [
-                    {**row, "shape": list(row["shape"])} for row in self._plan.coverage()
-                ],
+                "coverage": [{**row, "shape": list(row["shape"])} for row in self._plan.coverage()],
             },
         )
 
@@ -396,9 +394,7 @@ def _joined(pieces: list[Values]) -> Values:
         return torch.cat(found) if found else None
 
     values = torch.cat([piece.values for piece in pieces])
-    return Values(
-        values, cat([p.labels for p in pieces]), cat([p.reweighting for p in pieces])
-    )
+    return Values(values, cat([p.labels for p in pieces]), cat([p.reweighting for p in pieces]))
 
 
 def _columns(values: Values, count: int) -> dict[str, np.ndarray]:

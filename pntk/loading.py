@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from pntk.batch import batch_size as size_of
-from pntk.batch import take, tensors, tree_map
+from pntk.batch import take, tensors
 from pntk.errors import ConfigError, DataError
 
 DEFAULT_BATCH_SIZE = 64
@@ -41,8 +41,8 @@ class Batches:
         self._stream = isinstance(data, IterableDataset)
         self._tensors = _is_tensors(data)
         self._data = data
-        self.batch_size = batch_size or getattr(self._loader, "batch_size", None)
-        self.batch_size = self.batch_size or DEFAULT_BATCH_SIZE
+        own = getattr(self._loader, "batch_size", None)
+        self.batch_size: int = batch_size or own or DEFAULT_BATCH_SIZE
         if self._stream:
             self.length = _stream_length(num_rows)
         elif self._tensors:
@@ -70,15 +70,7 @@ class Batches:
         groups = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         if self._tensors:
             for group in groups:
-                index = torch.from_numpy(group)
-                whole = group[-1] - group[0] + 1 == len(group)
-                part = slice(int(group[0]), int(group[-1]) + 1) if whole else None
-                yield (
-                    group,
-                    take(self._data, part)
-                    if part
-                    else tree_map(lambda t, index=index: t[index], self._data),
-                )
+                yield group, take(self._data, torch.from_numpy(group))
             return
         loader = self._make_loader([group.tolist() for group in groups])
         for group, batch in zip(groups, loader, strict=True):
@@ -115,9 +107,7 @@ class Batches:
                 )
             inside = np.nonzero(wanted[start:stop])[0]
             if len(inside):
-                index = torch.from_numpy(inside)
-                some = tree_map(lambda t, index=index: t[index], batch)
-                yield inside + start, (some if len(inside) < count else batch)
+                yield inside + start, take(batch, torch.from_numpy(inside))
             start = stop
             if start > int(rows[-1]):
                 return

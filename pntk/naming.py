@@ -86,7 +86,7 @@ def select_parameters(model: nn.Module, chosen: ParamFilter) -> dict[str, nn.Par
         if not fnmatch.filter(everything, pattern):
             near = difflib.get_close_matches(pattern, everything, n=3, cutoff=0.3)
             hint = ", ".join(near or list(everything)[:3])
-            raise ConfigError(f"params glob {pattern!r} matches no parameter; names near it: {hint}")
+            raise ConfigError(f"params glob {pattern!r} matches no parameter; near it: {hint}")
     return _floating(
         {
             name: p

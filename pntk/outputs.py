@@ -304,7 +304,7 @@ class Clip(Output):
 
     def _embeddings(self, model: Model, batch: Any) -> tuple[Tensor, Tensor]:
         if self.embed is not None:
-            found = self.embed(model, batch)
+            found: Any = self.embed(model, batch)
         elif isinstance(batch, Mapping):
             found = model(**batch)
         else:

@@ -76,7 +76,7 @@ def capture(
         for column in range(values.shape[1] if plan.uses else 0):
             run.output = column
             last = column == values.shape[1] - 1
-            values[:, column].sum().backward(retain_graph=not last)  # type: ignore[no-untyped-call]
+            values[:, column].sum().backward(retain_graph=not last)
     return Values(found.values.detach(), found.labels, found.reweighting)
 
 
@@ -107,7 +107,7 @@ class _Run:
             result = (
                 result + self._anchor.to(result.dtype)
                 if layout.shared
-                else _Root.apply(result, self._anchor)  # type: ignore[no-untyped-call]
+                else _Root.apply(result, self._anchor)
             )
         call = Call(
             use.module,

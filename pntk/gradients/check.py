@@ -97,7 +97,7 @@ def ordinary_gradients(
                 for p in plan.params.values():
                     p.grad = None
                 last = column == values.shape[1] - 1
-                values[:, column].sum().backward(retain_graph=not last)  # type: ignore[no-untyped-call]
+                values[:, column].sum().backward(retain_graph=not last)
                 yield {
                     name: torch.zeros_like(p) if p.grad is None else p.grad
                     for name, p in plan.params.items()

@@ -52,9 +52,7 @@ class Fallback:
         self._raw_name = {id(p): name for name, p in self._module.named_parameters()}
         self.vectorised = True
 
-    def add(
-        self, batch: Any, projector: Projector, rows_for: Callable[[str], Tensor]
-    ) -> None:
+    def add(self, batch: Any, projector: Projector, rows_for: Callable[[str], Tensor]) -> None:
         """Add each parameter's projected gradients to its rows [b, k]."""
         names = list(self.plan.fallback)
         if not names:

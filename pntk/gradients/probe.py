@@ -96,9 +96,7 @@ def _settle(plan: Plan, use: Use, one: list[torch.Size], two: list[torch.Size]) 
     settled = [layout for layout in found if layout is not None]
     if len(settled) < len(found) or len(one) != len(two):
         shown = [tuple(s) for s in one[:2]], [tuple(s) for s in two[:2]]
-        plan.drop(
-            names, f"{use.name} mixes samples: inputs {shown[0]} for one, {shown[1]} for two"
-        )
+        plan.drop(names, f"{use.name} mixes samples: inputs {shown[0]} for one, {shown[1]} for two")
         return False
     before = use.layouts or [CallLayout()] * len(settled)
     use.layouts = settled

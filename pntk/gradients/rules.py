@@ -127,12 +127,12 @@ def refuse(module: nn.Module, name: str) -> None:
             )
     if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
         raise ModelError(f"{where} is active, so rows would be random; call model.eval()")
-    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
-        if module.training and module.track_running_stats:
-            raise ModelError(
-                f"{where} is in training mode and would change its running statistics; call "
-                "model.eval()"
-            )
+    tracks = isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.training
+    if tracks and module.track_running_stats:
+        raise ModelError(
+            f"{where} is in training mode and would change its running statistics; call "
+            "model.eval()"
+        )
     if isinstance(module, nn.Embedding):
         if module.max_norm is not None:
             raise ModelError(
@@ -225,9 +225,7 @@ def _transposed_convolution(call: Call, delta: Tensor, targets: dict[str, Target
     """A transposed convolution's weight gradient: the convolution's, input and delta swapped."""
     conv = call.module
     if weight := targets.get("weight"):
-        windows = Windows(
-            conv.kernel_size, conv.stride, conv.dilation, tuple(call.input.shape[2:])
-        )
+        windows = Windows(conv.kernel_size, conv.stride, conv.dilation, tuple(call.input.shape[2:]))
         twice = [p for p in reversed(conv.padding) for _ in range(2)]
         seen = F.pad(delta, twice).movedim(1, -1)
         if conv.groups == 1:

@@ -126,7 +126,7 @@ class HadamardSketch(Sketch):
         return pad_last(by_position.reshape(b, t.rows, -1), t.column_blocks * t.ki)
 
     def _transform_tiles(self, block: Tensor, j: int) -> Tensor:
-        """Return T_IJ[r ^ rho_J, c ^ gamma_J], [b, padded rows, ki], of one column block [b, O, ki].
+        """Return T_IJ[r ^ rho_J, c ^ gamma_J], [b, padded rows, ki], of a block [b, O, ki].
 
         An XOR after a Hadamard transform is a Walsh sign pattern before it, so both shifts go into
         the diagonals.

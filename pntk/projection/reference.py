@@ -43,9 +43,7 @@ def hadamard_matrix(order: int) -> np.ndarray:
     return (1.0 - 2.0 * parity) / math.sqrt(order)
 
 
-def _hadamard(
-    spec: ProjectionSpec, name: str, shape: tuple[int, ...], output: int
-) -> np.ndarray:
+def _hadamard(spec: ProjectionSpec, name: str, shape: tuple[int, ...], output: int) -> np.ndarray:
     assert spec.proj_dim is not None
     t = TileLayout.of(shape, spec.proj_dim)
     ko, ki = t.ko, t.ki
