@@ -154,7 +154,9 @@ def _linear(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
     if weight := targets.get("weight"):
         columns = call.once(
             "columns",
-            lambda: weight.sketch.prepare_columns(Columns(call.positions(call.input))),
+            lambda: weight.sketch.prepare_columns(
+                Columns(call.positions(call.input).transpose(1, 2))
+            ),
         )
         weight.products(weight.sketch.prepare_rows(delta.transpose(1, 2)), columns)
     if bias := targets.get("bias"):
@@ -169,7 +171,7 @@ def _transposed_linear(call: Call, delta: Tensor, targets: dict[str, Target]) ->
             "rows",
             lambda: weight.sketch.prepare_rows(call.positions(call.input).transpose(1, 2)),
         )
-        weight.products(rows, weight.sketch.prepare_columns(Columns(delta)))
+        weight.products(rows, weight.sketch.prepare_columns(Columns(delta.transpose(1, 2))))
     if bias := targets.get("bias"):
         bias.gradient(delta.sum(1))
 
@@ -196,29 +198,23 @@ def _convolution(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
 
 
 def _padded_input(call: Call) -> Tensor:
-    """Return the input as the kernel sees it, channels last: [b * m, *spatial, i]."""
+    """Return the input as the kernel sees it: [b * m, i, *spatial]."""
     conv, x = call.module, call.input
     if any(conv._reversed_padding_repeated_twice):
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
-    return x.movedim(1, -1)
+    return x
 
 
 def _grouped(delta: Tensor, columns: Tensor, windows: Windows, groups: int) -> Tensor:
-    """Return [n, o, i / groups, P] for delta [n, o, *grid] and channels-last columns."""
-    n = delta.shape[0]
-    rows = delta.reshape(n * groups, -1, windows_size(windows))
+    """Return [n, o, i / groups, P] for delta [n, o, *grid] and columns [n, i, *spatial]."""
+    n, rows_per_group = delta.shape[0], delta.shape[1] // groups
+    rows = delta.reshape(n * groups, rows_per_group, -1)
     found = []
     for patch in windows.patches(columns):
-        by_group = patch.view(n, patch.shape[1], groups, -1).transpose(1, 2)
-        right = by_group.reshape(n * groups, patch.shape[1], -1).to(delta.dtype)
-        found.append(torch.bmm(rows, right).view(n, delta.shape[1], -1))
+        right = patch.reshape(n * groups, -1, patch.shape[2]).to(delta.dtype)
+        found.append(torch.bmm(rows, right.transpose(1, 2)).view(n, delta.shape[1], -1))
     return torch.stack(found, dim=-1)
-
-
-def windows_size(windows: Windows) -> int:
-    """Return T, the number of window places."""
-    return torch.Size(windows.grid).numel()
 
 
 def _transposed_convolution(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
@@ -227,7 +223,7 @@ def _transposed_convolution(call: Call, delta: Tensor, targets: dict[str, Target
     if weight := targets.get("weight"):
         windows = Windows(conv.kernel_size, conv.stride, conv.dilation, tuple(call.input.shape[2:]))
         twice = [p for p in reversed(conv.padding) for _ in range(2)]
-        seen = F.pad(delta, twice).movedim(1, -1)
+        seen = F.pad(delta, twice)
         if conv.groups == 1:
             rows = call.once(
                 "rows",

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pntk.errors import ConfigError
 from pntk.projection.dense import DenseSketch, IdentitySketch
-from pntk.projection.hadamard import HadamardSketch, SignCache
+from pntk.projection.hadamard import HadamardSketch
+from pntk.projection.signs import SignCache
 from pntk.projection.sketch import WORKSPACE_BYTES, Sketch
 from pntk.projection.spec import ProjectionSpec
 

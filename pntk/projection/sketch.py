@@ -21,7 +21,7 @@ WORKSPACE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Windows:
-    """The sliding windows of a convolution over a padded, channels-last input.
+    """The sliding windows of a convolution over a padded input.
 
     Attributes:
         kernel, stride, dilation: one number an axis.
@@ -47,18 +47,22 @@ class Windows:
             )
 
     def patches(self, columns: Tensor) -> Iterator[Tensor]:
-        """Yield [b, T, C] for each kernel position of ``columns`` [b, *spatial, C]."""
-        b, c = columns.shape[0], columns.shape[-1]
+        """Yield [b, C, T] for each kernel position of ``columns`` [b, C, *spatial]."""
+        b, c = columns.shape[:2]
         for at in self.slices():
-            yield columns[(slice(None), *at)].reshape(b, -1, c)
+            yield columns[(slice(None), slice(None), *at)].reshape(b, c, -1)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The column factor of a gradient: [b, T, C], or [b, *spatial, C] seen through windows."""
+    """The column factor of a gradient: [b, C, T], or [b, C, *spatial] seen through windows."""
 
     tensor: Tensor
     windows: Windows | None = None
+
+    def patches(self) -> Iterator[Tensor]:
+        """Yield [b, C, T] for each kernel position; the tensor itself where there are none."""
+        return iter([self.tensor]) if self.windows is None else self.windows.patches(self.tensor)
 
 
 class Sketch(ABC):
@@ -95,22 +99,20 @@ class Sketch(ABC):
         """Add A g for gradients [b, *shape] to ``out`` [b, k]."""
 
     def prepare_rows(self, rows: Tensor) -> Tensor:
-        """Return what :meth:`add_products` wants for row factors [b, O, T]."""
+        """Return row factors [b, O, T] as :meth:`add_products` wants them."""
         return rows
 
     def prepare_columns(self, columns: Columns) -> Columns:
-        """Return what :meth:`add_products` wants for column factors; reusable across outputs."""
+        """Return column factors as :meth:`add_products` wants them; good for all outputs."""
         return columns
 
     def add_products(self, rows: Tensor, columns: Columns, out: Tensor, output: int = 0) -> None:
-        """Add A G for G = sum_t rows[:, :, t] columns[:, t, :]^T, prepared as above."""
-        windows = columns.windows
+        """Add A G for G = sum_t rows[:, :, t] columns[:, :, t]^T, prepared as above."""
 
         def gradient(part: slice) -> Tensor:
-            left, right = rows[part], columns.tensor[part]
-            if windows is None:
-                return torch.bmm(left, right)
-            return torch.stack([left @ patch for patch in windows.patches(right)], dim=-1)
+            left, right = rows[part], Columns(columns.tensor[part], columns.windows)
+            products = [torch.bmm(left, patch.transpose(1, 2)) for patch in right.patches()]
+            return torch.stack(products, dim=-1)
 
         self._add_in_parts(gradient, rows.shape[0], out, output)
 

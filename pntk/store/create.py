@@ -95,10 +95,12 @@ def _write_hdf5(temporary: Path, header: StoreHeader) -> None:
         alignment_threshold=1,
         alignment_interval=ALIGNMENT,
     ) as file:
-        file.attrs["format"] = FORMAT
+        # Strings of fixed length: HDF5 keeps the others in a heap without a checksum, and a damaged
+        # heap can make it loop for ever.
+        file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["checksum"] = CHECKSUM
-        file.attrs["header"] = text
+        file.attrs["checksum"] = np.bytes_(CHECKSUM)
+        file.attrs["header"] = np.bytes_(text)
         file.attrs["header_crc32"] = header_checksum(text)
         for name, (shape, dtype) in datasets(header).items():
             space = h5s.create_simple(shape)

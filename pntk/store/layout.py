@@ -187,12 +187,18 @@ def _read_header(path: Path, file: h5py.File) -> StoreHeader:
         raise StoreError(f"{path}: {error}") from error
 
 
-def _attribute(file: h5py.File, name: str) -> object:
-    """A scalar root attribute, or None; never reads an array, however large it claims to be."""
-    if name not in file.attrs or file.attrs.get_id(name).shape != ():
+def _attribute(file: h5py.File, name: str) -> str | int | None:
+    """A root attribute if it is a scalar integer or a string of fixed length, else None.
+
+    Nothing else is read: a damaged file may claim arrays of any size.
+    """
+    if name not in file.attrs:
         return None
-    value: object = file.attrs[name]
-    return value.item() if isinstance(value, np.generic) else value
+    attribute = file.attrs.get_id(name)
+    if attribute.shape != () or attribute.dtype.kind not in "iuS":
+        return None
+    value = file.attrs[name]
+    return value.decode("ascii") if isinstance(value, bytes) else int(value)
 
 
 def _read_extent(

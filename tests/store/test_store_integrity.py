@@ -3,6 +3,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given
@@ -115,3 +116,7 @@ def test_the_worked_example_of_the_documentation(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = doctest.testfile(str(DOC), module_relative=False, encoding="utf-8")
     assert outcome.attempted > 10 and outcome.failed == 0
+    if h5py.version.hdf5_version_tuple[:2] == (2, 0):
+        extents = read_layout(tmp_path / "tiny.h5").extents
+        for name, extent in extents.items():
+            assert f"| `{name}` | {extent.offset:,} | " in DOC.read_text(encoding="utf-8")
