@@ -7,6 +7,8 @@ row of which may depend on its own sample only.
 from __future__ import annotations
 
 import copy
+import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,14 +38,14 @@ class Values:
     reweighting: Tensor | None = None
 
 
-class Output:
+class Output(ABC):
     """Base class of outputs; ``describe`` goes into the store and must tell outputs apart."""
 
     name = "output"
-    needs_labels = False
 
+    @abstractmethod
     def __call__(self, model: Model, batch: Any) -> Values:
-        raise NotImplementedError  # subclasses define it; this base has no values of its own
+        """Return the values of a batch."""
 
     def describe(self) -> dict[str, Any]:
         """Return plain JSON values that identify the output."""
@@ -186,7 +188,6 @@ class Margin(Output):
     """
 
     name = "margin"
-    needs_labels = True
 
     def __call__(self, model: Model, batch: Any) -> Values:
         logits, labels = logits_of(model, batch)
@@ -222,7 +223,6 @@ class Loss(Output):
 
     criterion: Callable[[Any, Tensor], Tensor] = field(default_factory=nn.CrossEntropyLoss)
     name = "loss"
-    needs_labels = True
 
     def __call__(self, model: Model, batch: Any) -> Values:
         args, kwargs, labels = split(batch)
@@ -326,7 +326,15 @@ class Clip(Output):
         return image, text
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "pairs": self.pairs, "seed": self.seed}
+        digest = hashlib.blake2b(digest_size=8)
+        for chosen in (self.images, self.texts):
+            digest.update(chosen.float().cpu().numpy().tobytes())
+        return {
+            "name": self.name,
+            "pairs": self.pairs,
+            "seed": self.seed,
+            "embeddings": digest.hexdigest(),
+        }
 
 
 class Custom(Output):
