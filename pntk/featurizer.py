@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pntk._version import __version__
 from pntk.batch import batch_size as size_of
 from pntk.batch import check_device, take, to_device
-from pntk.errors import ConfigError, ModelError, NonFiniteError
+from pntk.errors import ConfigError, ModelError
 from pntk.gradients.capture import capture
 from pntk.gradients.check import check_alone, check_sum
 from pntk.gradients.coverage import Coverage
@@ -35,6 +34,7 @@ from pntk.projection.sketch import WORKSPACE_BYTES
 from pntk.projection.spec import ProjectionSpec
 from pntk.retrieval import TopK, topk
 from pntk.store import FeatureStore, RowWriter, StoreHeader
+from pntk.writing import raise_if_nonfinite, write_rows
 
 log = logging.getLogger("pntk")
 
@@ -131,9 +131,9 @@ class Featurizer:
             DataError, OutputError: the batch or the output does not fit.
             NonFiniteError: a row holds NaN or infinity and ``on_nonfinite`` is ``raise``.
         """
-        rows, _ = self._featurized(batch)
+        rows, _ = self.rows_and_values(batch)
         if self.on_nonfinite == "raise":
-            _raise_if_nonfinite(rows, np.arange(len(rows)))
+            raise_if_nonfinite(rows, np.arange(len(rows)))
         return rows
 
     def check(self, batch: Any) -> None:
@@ -155,8 +155,9 @@ class Featurizer:
         """
         return Coverage(self._plan.coverage())
 
-    def _featurized(self, batch: Any) -> tuple[Tensor, Values]:
-        self._prepare(batch, check=self._check_first)
+    def rows_and_values(self, batch: Any) -> tuple[Tensor, Values]:
+        """Return rows [b, k], finite or not, and what the output said of the batch."""
+        self._prepare(batch, check=True)
         for name, module in self.model.named_modules():
             refuse(module, canonical(name))
         count = size_of(batch)
@@ -218,10 +219,15 @@ class Featurizer:
         log.info("projection %s by impl=%s", self.spec.to_json(), self.impl)
         if check:
             try:
-                self._check(take(batch, slice(0, CHECKED_SAMPLES)))
+                self.check_first(batch)
             except BaseException:
                 self._projector = self._fallback = None
                 raise
+
+    def check_first(self, batch: Any) -> None:
+        """Run the self-checks on a few samples of a first batch, unless they are turned off."""
+        if self._check_first:
+            self._check(take(batch, slice(0, CHECKED_SAMPLES)))
 
     # ---- stores ------------------------------------------------------------------------------
 
@@ -262,43 +268,8 @@ class Featurizer:
         self._prepare(to_device(batches.first(), self.device), check=False)
         header = self._header(batches.length, with_indices=recorded is not None)
         with RowWriter.open(path, header, resume=resume, sync_interval=sync_interval) as writer:
-            missing = writer.missing()
-            self._write_rows(batches, missing, writer, recorded, progress)
+            write_rows(self, batches, writer, recorded, progress)
         return FeatureStore(path)
-
-    def _write_rows(
-        self,
-        batches: Batches,
-        missing: np.ndarray,
-        writer: RowWriter,
-        recorded: np.ndarray | None,
-        progress: bool,
-    ) -> None:
-        if not len(missing):
-            return
-        done = batches.length - len(missing)
-        bar = tqdm(
-            total=batches.length, initial=done, unit="row", disable=not progress, desc="featurize"
-        )
-        unchecked = self._check_first
-        with bar:
-            for index, batch in batches.only(missing):
-                batch = to_device(batch, self.device)
-                if unchecked:
-                    self._check(take(batch, slice(0, CHECKED_SAMPLES)))
-                    unchecked = False
-                rows, values = self._featurized(batch)
-                skipped = None
-                if self.on_nonfinite == "raise":
-                    _raise_if_nonfinite(rows, index)
-                elif self.on_nonfinite == "skip":
-                    skipped = (~rows.isfinite().all(1)).cpu().numpy()
-                columns = _columns(values, len(index))
-                if recorded is not None:
-                    columns["indices"] = recorded[index]
-                columns = {name: columns[name] for name in writer.header.columns}
-                writer.write(index, rows.cpu(), columns, skipped)
-                bar.update(len(index))
 
     def _header(self, rows: int, *, with_indices: bool = False) -> StoreHeader:
         if self._weights is None:
@@ -377,17 +348,6 @@ def _model_device(model: nn.Module, wanted: str | torch.device) -> torch.device:
     return device
 
 
-def _raise_if_nonfinite(rows: Tensor, index: np.ndarray) -> None:
-    bad = ~rows.isfinite().all(1)
-    if bool(bad.any()):
-        first = int(bad.nonzero()[0, 0])
-        raise NonFiniteError(
-            f"the row of sample {int(index[first])} holds NaN or infinity ({int(bad.sum())} of "
-            f"{len(rows)} rows of its batch do); check the sample and the weights, or pass "
-            "on_nonfinite='skip' or 'keep'"
-        )
-
-
 def _joined(pieces: list[Values]) -> Values:
     def cat(parts: list[Tensor | None]) -> Tensor | None:
         found = [part for part in parts if part is not None]
@@ -395,24 +355,6 @@ def _joined(pieces: list[Values]) -> Values:
 
     values = torch.cat([piece.values for piece in pieces])
     return Values(values, cat([p.labels for p in pieces]), cat([p.reweighting for p in pieces]))
-
-
-def _columns(values: Values, count: int) -> dict[str, np.ndarray]:
-    labels = values.labels
-    usable = (
-        isinstance(labels, Tensor)
-        and labels.shape == (count,)
-        and not labels.is_floating_point()
-        and not labels.is_complex()
-    )
-    columns = {
-        "labels": labels.long().cpu().numpy()
-        if usable and labels is not None
-        else np.full(count, -1, dtype=np.int64)
-    }
-    if values.reweighting is not None:
-        columns["reweighting"] = values.reweighting.float().cpu().numpy()
-    return columns
 
 
 def _checked_indices(

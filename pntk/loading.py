@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
@@ -60,21 +59,34 @@ class Batches:
 
     def first(self) -> Any:
         """Return a batch of the first examples, to learn shapes from."""
-        return next(self.only(np.arange(min(2, self.length))))[1]
+        return next(self._batches([np.arange(min(2, self.length))]))[1]
+
+    def covering(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yield (row indices [b], batch) for all batches that hold one of these rows.
+
+        Batches are always cut at the same places, so that a row that is made again has the same
+        company, and the same rounding, as the first time.
+        """
+        starts = np.unique(rows // self.batch_size) * self.batch_size
+        stops = np.minimum(starts + self.batch_size, self.length)
+        yield from self._batches([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
 
     def only(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
-        """Yield (row indices [b], batch) for these rows, ascending."""
+        """Yield (row indices, example as a batch of one) for just these rows, ascending.
+
+        A stream yields the whole batches that hold them.
+        """
+        yield from self._batches([np.array([row]) for row in rows])
+
+    def _batches(self, groups: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:
         if self._stream:
-            yield from self._from_stream(rows)
-            return
-        groups = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        if self._tensors:
+            yield from self._from_stream(groups)
+        elif self._tensors:
             for group in groups:
-                yield group, take(self._data, torch.from_numpy(group))
-            return
-        loader = self._make_loader([group.tolist() for group in groups])
-        for group, batch in zip(groups, loader, strict=True):
-            yield group, batch
+                yield group, take(self._data, slice(int(group[0]), int(group[-1]) + 1))
+        else:
+            loader = self._make_loader([group.tolist() for group in groups])
+            yield from zip(groups, loader, strict=True)
 
     def _make_loader(self, groups: list[list[int]]) -> DataLoader[Any]:
         given = self._loader
@@ -91,31 +103,30 @@ class Batches:
             multiprocessing_context=given.multiprocessing_context,
         )
 
-    def _from_stream(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
-        """Walk a stream from its start, skipping what is not wanted."""
+    def _from_stream(self, groups: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:
+        """Walk a stream from its start; its own batches, those that hold a wanted row."""
         loader = self._loader or DataLoader(self._data, batch_size=self.batch_size)
         wanted = np.zeros(self.length, dtype=bool)
-        wanted[rows] = True
+        for group in groups:
+            wanted[group] = True
+        last = int(groups[-1][-1])
         start = 0
         for batch in loader:
-            count = size_of(batch)
-            stop = start + count
+            stop = start + size_of(batch)
             if stop > self.length:
                 raise DataError(
                     f"the stream has more than num_rows={self.length} examples; pass its true "
                     "length"
                 )
-            inside = np.nonzero(wanted[start:stop])[0]
-            if len(inside):
-                yield inside + start, take(batch, torch.from_numpy(inside))
+            if wanted[start:stop].any():
+                yield np.arange(start, stop), batch
             start = stop
-            if start > int(rows[-1]):
+            if start > last:
                 return
-        if start < self.length:
-            raise DataError(
-                f"the stream ended after {start} examples; expected num_rows={self.length}: the "
-                "rows made so far are kept"
-            )
+        raise DataError(
+            f"the stream ended after {start} examples; expected num_rows={self.length}: the rows "
+            "made so far are kept"
+        )
 
 
 def _is_tensors(data: Any) -> bool:

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from pntk.batch import split
 from pntk.errors import ConfigError, DataError, OutputError
+from pntk.logits import Model, class_labels, logits_of, tensor_of
 from pntk.projection.bits import signs, stream_id
-
-Model = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -50,74 +49,6 @@ class Output(ABC):
     def describe(self) -> dict[str, Any]:
         """Return plain JSON values that identify the output."""
         return {"name": self.name}
-
-
-def logits_of(model: Model, batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Run the model and return (logits [b, c] in at least float32, labels or None).
-
-    Raises:
-        OutputError: the model returned something that is not one row of logits a sample.
-    """
-    args, kwargs, labels = split(batch)
-    result = model(*args, **kwargs)
-    logits = _tensor_of(result)
-    if logits.dim() == 1:
-        logits = logits[:, None]
-    if logits.dim() != 2:
-        raise OutputError(
-            f"the model returned logits of shape {tuple(logits.shape)}; expected [b] or [b, c]: "
-            "pass output=callable(model, batch) that reduces them"
-        )
-    if not logits.is_floating_point():
-        raise OutputError(f"the model returned {logits.dtype} logits; expected floating point")
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    return logits, labels
-
-
-def _tensor_of(result: Any) -> Tensor:
-    if isinstance(result, Tensor):
-        return result
-    logits = result.get("logits") if isinstance(result, Mapping) else None
-    if logits is None:
-        logits = getattr(result, "logits", None)
-    if logits is None and isinstance(result, (tuple, list)) and result:
-        logits = result[0]
-    if not isinstance(logits, Tensor):
-        raise OutputError(
-            f"the model returned a {type(result).__name__}; expected logits as a tensor, as "
-            ".logits, or first in a tuple: pass output=callable(model, batch) otherwise"
-        )
-    return logits
-
-
-def class_labels(labels: Any, logits: Tensor, name: str) -> Tensor:
-    """Check class labels against logits [b, c] and return them as int64 [b].
-
-    Raises:
-        DataError: no labels, wrong shape or type, or a label outside [0, c).
-    """
-    if labels is None:
-        raise DataError(
-            f"output {name!r} needs labels and the batch has none; pass (inputs, labels), or a "
-            "dict with 'labels'"
-        )
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
-        seen = (
-            f"{labels.dtype} of shape {tuple(labels.shape)}"
-            if isinstance(labels, Tensor)
-            else type(labels).__name__
-        )
-        raise DataError(f"labels are {seen}; output {name!r} expects integer classes [b]")
-    labels = labels.long()
-    wrong = (labels < 0) | (labels >= logits.shape[1])
-    if not torch._C._functorch.is_batchedtensor(wrong) and bool(wrong.any()):
-        at = int(wrong.nonzero()[0, 0])
-        raise DataError(
-            f"label {int(labels[at])} of sample {at} in the batch is out of range; the model has "
-            f"{logits.shape[1]} classes, so labels go from 0 to {logits.shape[1] - 1}"
-        )
-    return labels
 
 
 @dataclass(frozen=True)
@@ -231,7 +162,7 @@ class Loss(Output):
                 "output 'loss' needs labels and the batch has none; pass (inputs, labels), or a "
                 "dict with 'labels'"
             )
-        result = _tensor_of(model(*args, **kwargs))
+        result = tensor_of(model(*args, **kwargs))
         if isinstance(self.criterion, nn.CrossEntropyLoss) and result.dim() == 2:
             labels = class_labels(labels, result, self.name)
         criterion = self.criterion

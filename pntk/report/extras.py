@@ -6,8 +6,8 @@ from types import ModuleType
 from pntk.errors import MissingExtraError
 
 
-def require(module: str) -> ModuleType:
-    """Import a module of the ``analysis`` extra.
+def require(module: str, what: str = "the report") -> ModuleType:
+    """Import a module of the ``analysis`` extra, which ``what`` needs.
 
     Raises:
         MissingExtraError: The package is not installed. A package that is installed and broken
@@ -20,5 +20,5 @@ def require(module: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise MissingExtraError(
-            f'the report needs {package}, which is not installed: pip install "pntk[analysis]"'
+            f'{what} needs {package}, which is not installed: pip install "pntk[analysis]"'
         ) from error

@@ -1,0 +1,135 @@
+"""What the commands share: options, tables, messages and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pntk.errors import ConfigError, PntkWarning
+
+PIPE_WIDTH = 200  # columns where there is no terminal to tell
+
+StoreFile = Annotated[
+    Path, typer.Argument(exists=True, dir_okay=False, metavar="STORE.h5", help="A store.")
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+NeighboursOption = Annotated[int, typer.Option("-k", "--neighbours", min=1, help="How many.")]
+
+
+def examples(*lines: str) -> str:
+    """Return an epilog that shows commands, one a line."""
+    return "\n\n".join(["[bold]Examples[/bold]", *(f"  $ {line}" for line in lines)])
+
+
+def choice(*allowed: str) -> dict[str, Any]:
+    """Return the arguments of an option that takes one of some words."""
+
+    def check(value: str) -> str:
+        if value not in allowed:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}")
+        return value
+
+    return {"metavar": "|".join(allowed), "callback": check}
+
+
+# ---- printing ----------------------------------------------------------------------------------
+
+
+def console(stderr: bool = False) -> Console:
+    """Return a console; without a terminal it has no colours and does not cut lines."""
+    found = Console(stderr=stderr, highlight=False)
+    if not found.is_terminal:
+        found.width = max(found.width, PIPE_WIDTH)
+    return found
+
+
+def say(message: str) -> None:
+    """Print a message for the person who watches, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_json(values: Any) -> None:
+    """Print values as JSON; what is not finite becomes null."""
+    typer.echo(json.dumps(plain(values), indent=2, allow_nan=False))
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print names and values in two columns."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        table.add_row(Text(name, "bold"), Text(str(value)))
+    console().print(table)
+
+
+def new_table(*columns: str, title: str | None = None) -> Table:
+    """Return an empty table in the style of all tables here."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(Text(column), header_style="bold")
+    return table
+
+
+def plain(values: Any) -> Any:
+    """Return values as JSON can hold them; what is not finite becomes None."""
+    if isinstance(values, Mapping):
+        return {str(key): plain(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [plain(value) for value in values]
+    if isinstance(values, float) and not math.isfinite(values):
+        return None
+    return str(values) if isinstance(values, Path) else values
+
+
+def short_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Write a warning of pntk as one line, and any other with the place it comes from."""
+    if issubclass(category, PntkWarning):
+        return f"warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+
+
+def format_bytes(size: int) -> str:
+    """Write a number of bytes.
+
+    >>> format_bytes(512), format_bytes(23_543_808)
+    ('512 B', '23.5 MB')
+    """
+    number, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if number < 1000:
+            break
+        number, unit = number / 1000, larger
+    return f"{size} B" if unit == "B" else f"{number:.1f} {unit}"
+
+
+# ---- paths -------------------------------------------------------------------------------------
+
+
+def check_out(path: Path, *, suffixes: tuple[str, ...] = (), new: bool = False) -> None:
+    """Refuse a path that cannot be written to, before any work.
+
+    Raises:
+        ConfigError: it is a folder, lies in none, has another suffix, or exists and must not.
+    """
+    if path.is_dir():
+        raise ConfigError(f"--out {path} is a folder; expected the path of a file in it")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--out {path}: the folder {path.parent} does not exist; create it first")
+    if suffixes and path.suffix not in suffixes:
+        raise ConfigError(f"--out {path} ends in {path.suffix!r}; expected {', '.join(suffixes)}")
+    if new and path.exists():
+        raise ConfigError(f"--out {path} exists; choose another path, or delete it")

@@ -1,0 +1,206 @@
+"""``pntk featurize``: a model and data in, a store of rows out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pntk.cli.common import (
+    JsonFlag,
+    check_out,
+    choice,
+    format_bytes,
+    print_json,
+    say,
+)
+from pntk.cli.errors import explain_stop
+from pntk.cli.factories import load_data, load_model, pick_device
+from pntk.errors import ConfigError
+from pntk.featurizer import ON_NONFINITE, PRECISIONS, Featurizer
+from pntk.memory import parse_bytes
+from pntk.outputs import OUTPUTS, Output, Trace, resolve_output
+from pntk.projection.dispatch import IMPLEMENTATIONS, resolve_impl
+from pntk.projection.spec import FAMILIES, MAX_SEED, ProjectionSpec
+from pntk.store import FeatureStore
+
+NAME = "featurize"
+EXAMPLES = (
+    "pntk featurize --model train:net --data train:digits --out train.h5",
+    "pntk featurize --model train:net --checkpoint net.pt --data train:digits"
+    " --output trace --probes 8 --params 'layer4.*' --out train.h5",
+)
+
+
+def command(
+    model: Annotated[
+        str, typer.Option(metavar="MODULE:FACTORY", help="Function or class that makes the model.")
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="MODULE:FACTORY",
+            help="Function that makes the data: tensors, a data set, or a loader in fixed order.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="STORE.h5", help="Store to create or to resume.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, metavar="FILE.pt", help="Weights to load."),
+    ] = None,
+    output: Annotated[
+        str, typer.Option(**choice(*OUTPUTS), help="What is differentiated.")
+    ] = "pntk",
+    probes: Annotated[
+        int, typer.Option(min=0, help="For trace: sign combinations of classes; 0 for each class.")
+    ] = 0,
+    projection: Annotated[
+        str, typer.Option(**choice(*FAMILIES), help="Random map from gradients to rows.")
+    ] = "hadamard",
+    proj_dim: Annotated[
+        int | None, typer.Option(help="Width k of a row; 4096 unless told.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED - 1, help="Of the projection.")] = 0,
+    params: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Parameters to featurize; repeatable. Those that train."),
+    ] = None,
+    fallback: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Parameters to differentiate by torch.func; repeatable."),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to run.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(**choice(*PRECISIONS), help="Of the sums and the rows.")
+    ] = "fp32",
+    impl: Annotated[
+        str,
+        typer.Option(**choice("auto", *IMPLEMENTATIONS), help="Implementation; see pntk info."),
+    ] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples a batch; 64, or the loader's own.")
+    ] = None,
+    num_rows: Annotated[
+        int | None, typer.Option(min=1, help="Length of data that has none of its own.")
+    ] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What a batch may take, such as 2GB.")
+    ] = None,
+    on_nonfinite: Annotated[
+        str, typer.Option(**choice(*ON_NONFINITE), help="On a row with NaN or infinity.")
+    ] = "raise",
+    sync_interval: Annotated[
+        float, typer.Option(min=0, help="Seconds between syncs: the work that a kill can lose.")
+    ] = 5.0,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with a store that exists.")
+    ] = True,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Check the first batch's gradients.")
+    ] = True,
+    progress: Annotated[
+        bool, typer.Option("--progress/--no-progress", help="Show rate and remaining time.")
+    ] = True,
+    keep_mode: Annotated[
+        bool, typer.Option("--keep-mode", help="Leave the mode of modules; otherwise eval().")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write each sample's projected gradient to a store.
+
+    The factories are called without arguments; the current folder is on the import path. Stopped
+    at any moment, the same command goes on where it was.
+    """
+    spec = ProjectionSpec(projection, proj_dim, seed)
+    differentiated = _output(output, probes)
+    resolve_impl(impl)
+    parse_bytes(memory_budget)
+    before = _rows_there(out, resume)
+    network = load_model(model, checkpoint, pick_device(device), keep_mode=keep_mode)
+    examples = load_data(data)
+    featurizer = Featurizer(
+        network,
+        differentiated,
+        spec,
+        params=params or None,
+        impl=impl,
+        precision=precision,
+        memory_budget=memory_budget,
+        fallback=fallback or (),
+        check=check,
+        on_nonfinite=on_nonfinite,
+    )
+    start = time.perf_counter()
+    with explain_stop(lambda: how_to_resume(out)):
+        store = featurizer.featurize(
+            examples,
+            out,
+            batch_size=batch_size,
+            resume=resume,
+            progress=progress,
+            num_rows=num_rows,
+            sync_interval=sync_interval,
+        )
+    result = _result(store, before, time.perf_counter() - start)
+    print_json(result) if as_json else _print(result)
+
+
+def how_to_resume(path: Path) -> str:
+    """Say how many rows a store holds, and what to do about the others."""
+    if not path.exists():
+        return "no row was written; run the same command again to start"
+    store = FeatureStore(path)
+    return (
+        f"{store.num_done:,} of {len(store):,} rows are in {path}; run the same command again to "
+        "go on from there"
+    )
+
+
+def _output(name: str, probes: int) -> Output:
+    if probes and name != "trace":
+        raise ConfigError(f"--probes is {probes} for output {name!r}; it goes with --output trace")
+    return Trace(probes) if name == "trace" else resolve_output(name)
+
+
+def _rows_there(out: Path, resume: bool) -> int:
+    """Return the rows that the store holds already, after checking that it may be written to."""
+    check_out(out, new=not resume)
+    if not out.exists():
+        return 0
+    store = FeatureStore(out)
+    if not store.complete:
+        say(f"resuming: {store.num_done:,} of {len(store):,} rows are in {out}")
+    return store.num_done
+
+
+def _result(store: FeatureStore, before: int, seconds: float) -> dict[str, Any]:
+    return {
+        "path": store.path,
+        "rows": len(store),
+        "width": store.header.width,
+        "dtype": store.header.dtype,
+        "bytes": store.path.stat().st_size,
+        "computed": store.num_done - before,
+        "skipped": store.skipped.tolist(),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _print(result: Mapping[str, Any]) -> None:
+    if not result["computed"]:
+        typer.echo("nothing to do: every row is there")
+    else:
+        seconds = result["seconds"]
+        rate = result["computed"] / max(seconds, 1e-9)
+        typer.echo(f"computed {result['computed']:,} rows in {seconds:.1f} s, {rate:,.0f} a second")
+    if skipped := result["skipped"]:
+        more = " ..." if len(skipped) > 10 else ""
+        shown = ", ".join(map(str, skipped[:10]))
+        typer.echo(f"skipped {len(skipped):,} rows with NaN or infinity: {shown}{more}")
+    typer.echo(
+        f"{result['path']}: {result['rows']:,} rows of {result['width']:,} {result['dtype']}, "
+        f"{format_bytes(result['bytes'])}"
+    )

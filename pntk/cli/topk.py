@@ -1,0 +1,181 @@
+"""``pntk topk``: the nearest rows of a store."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.text import Text
+
+from pntk.cli.common import (
+    JsonFlag,
+    NeighboursOption,
+    StoreFile,
+    check_out,
+    choice,
+    console,
+    new_table,
+    plain,
+    print_json,
+    say,
+)
+from pntk.errors import ConfigError
+from pntk.retrieval import METRICS, topk
+from pntk.rows import check_same_map
+from pntk.store import FeatureStore
+
+NAME = "topk"
+EXAMPLES = (
+    "pntk topk test.h5 train.h5 -k 5",
+    "pntk topk test.h5 train.h5 --rows 0,5,7 --out hits.csv",
+)
+SUFFIXES = (".npz", ".csv", ".json")
+SHOWN = 20
+
+
+def command(
+    queries: Annotated[
+        Path,
+        typer.Argument(exists=True, dir_okay=False, metavar="QUERIES.h5", help="Store of queries."),
+    ],
+    store: StoreFile,
+    k: NeighboursOption = 5,
+    metric: Annotated[str, typer.Option(**choice(*METRICS), help="What is largest.")] = "cosine",
+    rows: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Queries, such as 0,5,7 or 0:10; all.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write hits to .npz, .csv or .json.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Find, for each query, the rows with the largest kernel entries."""
+    if out is not None:
+        check_out(out, suffixes=SUFFIXES)
+    asked, searched = FeatureStore(queries), FeatureStore(store)
+    check_same_map(asked, searched)
+    if k > len(searched):
+        raise ConfigError(f"-k is {k}; expected 1 to {len(searched)}, the rows of {store}")
+    places = parse_rows(rows, len(asked))
+    asked.require_complete()
+    found = topk(asked[places], searched, k, metric=metric)
+    hits = _hits(asked, searched, places, found.values.numpy(), found.indices.numpy())
+    if out is not None:
+        _write(hits, out)
+        say(f"wrote {len(places):,} x {k} neighbours to {out}")
+    if as_json:
+        print_json(_records(hits))
+    elif out is None:
+        _print(hits)
+
+
+def parse_rows(text: str | None, length: int) -> np.ndarray:
+    """Return the rows that a list such as ``0,5,7`` or ``0:10`` names, int64.
+
+    >>> parse_rows("7,0:3", 10)
+    array([7, 0, 1, 2])
+
+    Raises:
+        ConfigError: not such a list, or a row that is not there.
+    """
+    if text is None:
+        return np.arange(length)
+    found: list[int] = []
+    for part in text.split(","):
+        first, colon, last = part.strip().partition(":")
+        try:
+            start = int(first) if first or not colon else 0
+            stop = (int(last) if last else length) if colon else start + 1
+        except ValueError:
+            raise ConfigError(
+                f"--rows is {text!r}; expected numbers and ranges, such as 0,5,7 or 0:10"
+            ) from None
+        if not 0 <= start < stop <= length:
+            raise ConfigError(
+                f"--rows names {part.strip()!r}; expected rows from 0 to {length - 1}, a range "
+                "start:end with the start before the end"
+            )
+        found += range(start, stop)
+    return np.array(found, dtype=np.int64)
+
+
+def _hits(
+    asked: FeatureStore,
+    searched: FeatureStore,
+    places: np.ndarray,
+    scores: np.ndarray,
+    indices: np.ndarray,
+) -> dict[str, np.ndarray]:
+    hits = {"queries": places, "indices": indices, "scores": scores}
+    if asked.labels is not None:
+        hits["query_labels"] = asked.labels[places]
+    if searched.labels is not None:
+        hits["labels"] = searched.labels[indices]
+    return hits
+
+
+def _records(hits: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return the hits as one record a query."""
+    records = []
+    for i, query in enumerate(hits["queries"].tolist()):
+        records.append(
+            {
+                "query": query,
+                "label": _label(hits.get("query_labels"), i),
+                "neighbours": [
+                    {"row": row, "label": _label(hits.get("labels"), (i, j)), "score": score}
+                    for j, (row, score) in enumerate(
+                        zip(hits["indices"][i].tolist(), hits["scores"][i].tolist(), strict=True)
+                    )
+                ],
+            }
+        )
+    return records
+
+
+def _label(labels: np.ndarray | None, at: Any) -> int | None:
+    return None if labels is None or labels[at] < 0 else int(labels[at])
+
+
+def _write(hits: dict[str, np.ndarray], out: Path) -> None:
+    if out.suffix == ".npz":
+        np.savez(out, **hits)  # type: ignore[arg-type]  # its stub takes no unpacked arrays
+    elif out.suffix == ".json":
+        out.write_text(json.dumps(plain(_records(hits)), indent=2) + "\n", encoding="utf-8")
+    else:
+        with open(out, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["query", "query_label", "rank", "row", "label", "score"])
+            for record in _records(hits):
+                for rank, hit in enumerate(record["neighbours"], 1):
+                    writer.writerow([record["query"], record["label"], rank, *hit.values()])
+
+
+def _print(hits: dict[str, np.ndarray]) -> None:
+    records = _records(hits)
+    labelled = "query_labels" in hits
+    table = new_table("query", *(["label"] if labelled else []))
+    for rank in range(1, hits["indices"].shape[1] + 1):
+        table.add_column(f"#{rank}", header_style="bold")
+    for record in records[:SHOWN]:
+        own = record["label"]
+        cells = [_cell(hit, own) for hit in record["neighbours"]]
+        label = [Text("" if own is None else str(own))] if labelled else []
+        table.add_row(Text(str(record["query"])), *label, *cells)
+    console().print(table)
+    say("a neighbour: its row, (its label), its score")
+    if len(records) > SHOWN:
+        say(f"{len(records) - SHOWN:,} more queries; choose with --rows, or write all with --out")
+
+
+def _cell(hit: dict[str, Any], own: int | None) -> Text:
+    """A neighbour; green where its label is the query's, red where it is another."""
+    cell = Text(str(hit["row"]))
+    if hit["label"] is not None:
+        style = "" if own is None else "green" if own == hit["label"] else "red"
+        cell.append(f" ({hit['label']})", style)
+    return cell.append(f" {hit['score']:.4g}")

@@ -1,0 +1,99 @@
+"""Featurize what a store still lacks, batch by batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pntk.batch import to_device
+from pntk.errors import NonFiniteError
+from pntk.loading import Batches
+from pntk.outputs import Values
+from pntk.store import RowWriter
+
+if TYPE_CHECKING:
+    from pntk.featurizer import Featurizer
+
+
+def write_rows(
+    featurizer: Featurizer,
+    batches: Batches,
+    writer: RowWriter,
+    indices: np.ndarray | None,
+    progress: bool,
+) -> None:
+    """Write the missing rows of a store.
+
+    Args:
+        indices: int64 [n] to record beside the rows, or None.
+        progress: whether to show a progress bar.
+
+    Raises:
+        NonFiniteError: a row holds NaN or infinity and the featurizer raises on it.
+    """
+    missing = writer.missing()
+    if not len(missing):
+        return
+    lacks = np.zeros(batches.length, dtype=bool)
+    lacks[missing] = True
+    bar = tqdm(
+        total=batches.length,
+        initial=batches.length - len(missing),
+        unit="row",
+        desc="featurize",
+        disable=not progress,
+    )
+    with bar:
+        for count, (index, batch) in enumerate(batches.covering(missing)):
+            batch = to_device(batch, featurizer.device)
+            if count == 0:
+                featurizer.check_first(batch)
+            rows, values = featurizer.rows_and_values(batch)
+            wanted = lacks[index]
+            skipped = None
+            if featurizer.on_nonfinite == "raise":
+                raise_if_nonfinite(rows, index)
+            elif featurizer.on_nonfinite == "skip":
+                skipped = (~rows.isfinite().all(1)).cpu().numpy()[wanted]
+            columns = _columns(values, len(index))
+            if indices is not None:
+                columns["indices"] = indices[index]
+            columns = {name: columns[name][wanted] for name in writer.header.columns}
+            writer.write(index[wanted], rows.cpu().numpy()[wanted], columns, skipped)
+            bar.update(int(wanted.sum()))
+
+
+def raise_if_nonfinite(rows: Tensor, index: np.ndarray) -> None:
+    """Refuse rows that hold NaN or infinity.
+
+    Args:
+        rows: [b, k].
+        index: [b], the number of each row's sample.
+
+    Raises:
+        NonFiniteError: naming the first such sample.
+    """
+    if bool(torch.isfinite(rows.sum())):  # one number answers for all in the usual case
+        return
+    bad = ~rows.isfinite().all(1)
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0, 0])
+        raise NonFiniteError(
+            f"the row of sample {int(index[first])} holds NaN or infinity ({int(bad.sum())} of "
+            f"{len(rows)} rows of its batch do); check the sample and the weights, or pass "
+            "on_nonfinite='skip' or 'keep'"
+        )
+
+
+def _columns(values: Values, count: int) -> dict[str, np.ndarray]:
+    labels = values.labels
+    columns = {"labels": np.full(count, -1, dtype=np.int64)}
+    if isinstance(labels, Tensor) and labels.shape == (count,) and not labels.is_floating_point():
+        columns["labels"] = labels.long().cpu().numpy()
+    if values.reweighting is not None:
+        columns["reweighting"] = values.reweighting.float().cpu().numpy()
+    return columns
