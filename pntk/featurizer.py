@@ -225,9 +225,10 @@ class Featurizer:
                 raise
 
     def check_first(self, batch: Any) -> None:
-        """Run the self-checks on a few samples of a first batch, unless they are turned off."""
+        """Run the self-checks once, on a few samples, unless they are turned off."""
         if self._check_first:
             self._check(take(batch, slice(0, CHECKED_SAMPLES)))
+            self._check_first = False
 
     # ---- stores ------------------------------------------------------------------------------
 

@@ -1,0 +1,63 @@
+"""R: what rows cost, in units of the ordinary gradient of the same batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.cases import Case, cases, check_rows
+from benchmarks.registry import Check, Entry, Options, Row, progress
+from benchmarks.timing import interleaved
+
+
+class Overhead(Entry):
+    """Time of f(batch) over time of one forward and backward."""
+
+    name = "overhead"
+    summary = (
+        "R = time of f(batch), k = 4096, over time of one forward and backward of the same batch "
+        "with parameter gradients (one backward an output for a trace)."
+    )
+
+    def check(self, options: Options) -> list[Check]:
+        return [check_rows(case, options) for case in cases(options)]
+
+    def measure(self, options: Options) -> list[Row]:
+        self.notes.append(
+            "Flops are those of matrix products and convolutions, as torch's counter sees them."
+        )
+        return [_measure(case, options) for case in cases(options)]
+
+
+def _measure(case: Case, options: Options) -> Row:
+    progress(f"timing {case.name}")
+    loaded = case.load(options)
+    f = loaded.featurizer()
+    competitors: dict[str, Callable[[], object]] = {
+        "backward": loaded.backward,
+        "f": lambda: f(loaded.batch),
+    }
+    times = interleaved(competitors, options.repeats, device=options.device)
+    flops = {name: _flops(competitor) for name, competitor in competitors.items()}
+    ours = times.of("f")
+    return Row(
+        case.name,
+        {"R": times.ratio("f", "backward"), "flops": flops["f"] / flops["backward"]},
+        {
+            "batch": len(loaded.batch),
+            "parameters": sum(p.numel() for p in loaded.model.parameters()),
+            "forward + backward [ms]": times.of("backward").times(1e3),
+            "f(batch) [ms]": ours.times(1e3),
+            "f [samples/s]": len(loaded.batch) / ours.median,
+            "forward + backward [GF/s]": flops["backward"] / times.of("backward").median / 1e9,
+            "f [GF/s]": flops["f"] / ours.median / 1e9,
+        },
+    )
+
+
+def _flops(function: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        function()
+    return counter.get_total_flops()

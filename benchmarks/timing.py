@@ -1,0 +1,95 @@
+"""Times that can be compared: competitors run alternately, in one process, after a warm-up."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarise at least one value."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+    def times(self, factor: float) -> Spread:
+        """Return the spread in another unit."""
+        return Spread(self.median * factor, self.low * factor, self.high * factor)
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.median:.4g}"
+        return f"{self.median:.4g} ({self.low:.4g} to {self.high:.4g})"
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each competitor, one a round."""
+
+    seconds: Mapping[str, Sequence[float]]
+
+    def of(self, name: str) -> Spread:
+        """Return the median and quartiles of one competitor, in seconds."""
+        return Spread.of(self.seconds[name])
+
+    def ratio(self, name: str, base: str) -> Spread:
+        """Return time of ``name`` over time of ``base``, taken round by round.
+
+        What disturbs a round disturbs both, so ratios spread less than times.
+        """
+        pairs = zip(self.seconds[name], self.seconds[base], strict=True)
+        return Spread.of([ours / theirs for ours, theirs in pairs])
+
+
+def interleaved(
+    competitors: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    warmup: int = 2,
+    device: torch.device | None = None,
+) -> Times:
+    """Time functions alternately, every second round in reverse order.
+
+    Args:
+        competitors: name -> function without arguments.
+        repeats: rounds that count.
+        warmup: rounds before those, which do not count.
+        device: a CUDA device to wait for before the clock is read.
+    """
+    order = list(competitors)
+    for _ in range(warmup):
+        for name in order:
+            competitors[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in order}
+    for _ in range(repeats):
+        for name in order:
+            seconds[name].append(_seconds(competitors[name], device))
+        order.reverse()
+    return Times(seconds)
+
+
+def _seconds(function: Callable[[], object], device: torch.device | None) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    function()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
