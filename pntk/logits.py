@@ -23,8 +23,8 @@ def logits_of(model: Model, batch: Any) -> tuple[Tensor, Tensor | None]:
     args, kwargs, labels = split(batch)
     result = model(*args, **kwargs)
     logits = tensor_of(result)
-    if logits.dim() == 1:
-        logits = logits[:, None]
+    if logits.dim() < 2:  # one logit a sample; a squeezed batch of one has no axis left
+        logits = logits.reshape(-1, 1)
     if logits.dim() != 2:
         raise OutputError(
             f"the model returned logits of shape {tuple(logits.shape)}; expected [b] or [b, c]: "

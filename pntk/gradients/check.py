@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pntk.batch import batch_size, take, tree_map
+from pntk.batch import batch_size, repeat_first, take, tree_map
 from pntk.errors import CheckError
 from pntk.gradients.hooks import quiet
 from pntk.gradients.plan import Plan
@@ -61,13 +61,13 @@ def check_sum(
 def check_alone(
     model: nn.Module, compute: Callable[[Any], Tensor], batch: Any, rows: Tensor
 ) -> None:
-    """Compare the last sample's row with the row it has when it travels alone.
+    """Compare the last sample's row with the row it has in a batch of two copies of itself.
 
     Raises:
         CheckError: rows depend on the batch.
     """
     last = batch_size(batch) - 1
-    alone = compute(take(batch, slice(last, last + 1)))[0]
+    alone = compute(repeat_first(take(batch, slice(last, last + 1)), 2))[0]
     size = float(alone.norm()) + float(rows[last].norm())
     difference = float((alone - rows[last]).norm()) / max(size, 1e-30)
     limit = tolerance(model)

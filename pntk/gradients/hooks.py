@@ -38,20 +38,20 @@ class CallLayout:
         return x.expand(batch, *x.shape[1:])
 
 
-def layout_of(one: torch.Size, two: torch.Size) -> CallLayout | None:
-    """Return the layout of a call from its input's shape for one and for two samples.
+def layout_of(two: torch.Size, three: torch.Size) -> CallLayout | None:
+    """Return the layout of a call from its input's shape for two and for three samples.
 
     None when the samples cannot be told apart.
 
-    >>> layout_of(torch.Size([7, 1, 5]), torch.Size([7, 2, 5]))
+    >>> layout_of(torch.Size([7, 2, 5]), torch.Size([7, 3, 5]))
     CallLayout(axis=1, shared=False, insert=False)
     """
-    if len(one) != len(two):
+    if len(two) != len(three):
         return None
-    changed = [axis for axis, (a, b) in enumerate(zip(one, two, strict=True)) if a != b]
+    changed = [axis for axis, (a, b) in enumerate(zip(two, three, strict=True)) if a != b]
     if not changed:
-        return CallLayout(shared=True, insert=not one or one[0] != 1)
-    if len(changed) > 1 or two[changed[0]] != 2 * one[changed[0]]:
+        return CallLayout(shared=True, insert=not two or two[0] != 1)
+    if len(changed) > 1 or 2 * three[changed[0]] != 3 * two[changed[0]]:
         return None
     return CallLayout(axis=changed[0])
 

@@ -1,6 +1,7 @@
 """Find where the samples lie in each layer's tensors, by two small forward passes.
 
-Run on one and on two samples, the axis that doubles holds the samples. A layer whose shapes do not
+Run on two and on three samples, the axis that grows by half holds the samples. (Not on one: models
+that squeeze their tensors treat a batch of one in a way of its own.) A layer whose shapes do not
 change sees no samples (position ids, say): its result is expanded over the batch so that each
 sample has a gradient of its own, provided that the model's output stays the same.
 """
@@ -33,19 +34,19 @@ def probe(plan: Plan, model: nn.Module, output: Output, batch: Any) -> None:
         ModelError: the forward pass draws random numbers.
         OutputError, DataError: the output does not take the batch.
     """
-    two = take(batch, slice(0, 2)) if batch_size(batch) > 1 else repeat_first(batch, 2)
-    one = take(two, slice(0, 1))
+    three = take(batch, slice(0, 3)) if batch_size(batch) > 2 else repeat_first(batch, 3)
+    two = take(three, slice(0, 2))
     with quiet(model), torch.no_grad():
         plain = _plain_values(plan, model, output, two)
         plan.outputs = plain.shape[1]
-        plan.sample_bytes = _activation_bytes(model, output, one)
+        plan.sample_bytes = _activation_bytes(model, output, two) // 2
         for _ in range(MAX_ROUNDS):
-            singles, _ = _watch(plan, model, output, one, 1)
-            doubles, _ = _watch(plan, model, output, two, 2)
+            for_two, _ = _watch(plan, model, output, two, 2)
+            for_three, _ = _watch(plan, model, output, three, 3)
             newly_shared = [
                 use
                 for use in list(plan.uses.values())
-                if _settle(plan, use, singles.get(use.name, []), doubles.get(use.name, []))
+                if _settle(plan, use, for_two.get(use.name, []), for_three.get(use.name, []))
             ]
             if not newly_shared:
                 return
@@ -86,17 +87,19 @@ def _watch(
     return shapes, values
 
 
-def _settle(plan: Plan, use: Use, one: list[torch.Size], two: list[torch.Size]) -> bool:
+def _settle(plan: Plan, use: Use, two: list[torch.Size], three: list[torch.Size]) -> bool:
     """Set the layouts of a use, or drop it; return whether a call turned out to be shared."""
     names = list(use.params.values())
-    if not one and not two:
+    if not two and not three:
         plan.drop(names, f"{use.name} is not called in the forward pass")
         return False
-    found = [layout_of(a, b) for a, b in zip(one, two, strict=False)]
+    found = [layout_of(a, b) for a, b in zip(two, three, strict=False)]
     settled = [layout for layout in found if layout is not None]
-    if len(settled) < len(found) or len(one) != len(two):
-        shown = [tuple(s) for s in one[:2]], [tuple(s) for s in two[:2]]
-        plan.drop(names, f"{use.name} mixes samples: inputs {shown[0]} for one, {shown[1]} for two")
+    if len(settled) < len(found) or len(two) != len(three):
+        shown = [tuple(s) for s in two[:2]], [tuple(s) for s in three[:2]]
+        plan.drop(
+            names, f"{use.name} mixes samples: inputs {shown[0]} for two, {shown[1]} for three"
+        )
         return False
     before = use.layouts or [CallLayout()] * len(settled)
     use.layouts = settled
@@ -116,7 +119,7 @@ def _expansion_is_harmless(
     return torch.allclose(values, plain, rtol=tolerance, atol=tolerance * float(plain.abs().max()))
 
 
-def _activation_bytes(model: nn.Module, output: Output, one: Any) -> int:
+def _activation_bytes(model: nn.Module, output: Output, batch: Any) -> int:
     total = 0
 
     def count(module: nn.Module, args: Any, result: Any) -> None:
@@ -127,7 +130,7 @@ def _activation_bytes(model: nn.Module, output: Output, one: Any) -> int:
     leaves = [module for module in model.modules() if not any(module.children())]
     handles = [module.register_forward_hook(count) for module in leaves]
     try:
-        output(model, one)
+        output(model, batch)
     finally:
         for handle in handles:
             handle.remove()
