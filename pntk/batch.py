@@ -85,6 +85,11 @@ def repeat_first(batch: Any, times: int) -> Any:
     return tree_map(lambda t: t[:1].expand(times, *t.shape[1:]).contiguous(), batch)
 
 
+def plain(batch: Any) -> Any:
+    """Return the batch as tensors that autograd may save: detached, none of inference mode."""
+    return tree_map(lambda t: t.clone() if t.is_inference() else t.detach(), batch)
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """Return the batch on a device."""
     return tree_map(lambda tensor: tensor.to(device, non_blocking=True), batch)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pntk._version import __version__
 from pntk.batch import batch_size as size_of
-from pntk.batch import check_device, take, to_device
+from pntk.batch import check_device, plain, take, to_device
 from pntk.errors import ConfigError, ModelError
 from pntk.gradients.capture import capture
 from pntk.gradients.check import check_alone, check_sum
@@ -110,7 +110,6 @@ class Featurizer:
         self._plan: Plan = make_plan(self.model, self.params, forced)
         self._projector: Projector | None = None
         self._fallback: Fallback | None = None
-        self._weights: str | None = None
 
     # ---- rows --------------------------------------------------------------------------------
 
@@ -129,6 +128,7 @@ class Featurizer:
 
         Raises:
             DataError, OutputError: the batch or the output does not fit.
+            CheckError: this is the first batch and its rows fail :meth:`check`.
             NonFiniteError: a row holds NaN or infinity and ``on_nonfinite`` is ``raise``.
         """
         rows, _ = self.rows_and_values(batch)
@@ -136,30 +136,15 @@ class Featurizer:
             raise_if_nonfinite(rows, np.arange(len(rows)))
         return rows
 
-    def check(self, batch: Any) -> None:
-        """Check the rows of a batch against the model's ordinary gradient, and each other.
-
-        The map is linear, so each parameter's rows must add up to the sketch of the batch's
-        gradient; and a sample's row must be the same when it travels alone.
-
-        Raises:
-            CheckError: naming the parameter, or the sample whose row depends on its batch.
-        """
-        self._prepare(batch, check=False)
-        self._check(batch)
-
-    def coverage(self) -> Coverage:
-        """Return which rule serves each parameter; prints as a table.
-
-        Complete after the first batch, which shows how the model calls its layers.
-        """
-        return Coverage(self._plan.coverage())
-
+    @torch.inference_mode(False)
     def rows_and_values(self, batch: Any) -> tuple[Tensor, Values]:
         """Return rows [b, k], finite or not, and what the output said of the batch."""
-        self._prepare(batch, check=True)
+        batch = self._prepared(batch)
         for name, module in self.model.named_modules():
             refuse(module, canonical(name))
+        if self._check_first:
+            self._check(take(batch, slice(0, CHECKED_SAMPLES)))
+            self._check_first = False
         count = size_of(batch)
         step = batch_that_fits(self._plan, self._ready, count, self.memory_budget)
         if step >= count:
@@ -167,6 +152,26 @@ class Featurizer:
         pieces = [self._one_pass(take(batch, slice(i, i + step))) for i in range(0, count, step)]
         rows = torch.cat([rows for rows, _ in pieces])
         return rows, _joined([values for _, values in pieces])
+
+    @torch.inference_mode(False)
+    def check(self, batch: Any) -> None:
+        """Check the rows of a batch against the model's ordinary gradient, and each other.
+
+        The map is linear, so each parameter's rows must add up to the sketch of the batch's
+        gradient; and a sample's row must be the same in other company. The first batch runs this
+        on a few samples by itself. Samples whose rows are not finite are left out.
+
+        Raises:
+            CheckError: naming the parameter, or the sample whose row depends on its batch.
+        """
+        self._check(self._prepared(batch))
+
+    def coverage(self) -> Coverage:
+        """Return which rule serves each parameter; prints as a table.
+
+        Complete after the first batch, which shows how the model calls its layers.
+        """
+        return Coverage(self._plan.coverage())
 
     def _one_pass(self, batch: Any) -> tuple[Tensor, Values]:
         rows = self._ready.empty_rows(size_of(batch))
@@ -182,8 +187,13 @@ class Featurizer:
     def _check(self, batch: Any) -> None:
         shares = {name: self._ready.empty_rows(size_of(batch)) for name in self.params}
         self._add_gradients(batch, shares.__getitem__)
-        check_sum(self._plan, self.model, self.output, batch, self._ready, shares)
         rows = torch.stack(list(shares.values())).sum(0)
+        finite = rows.isfinite().all(1)
+        if not bool(finite.all()):
+            if bool(finite.any()):
+                self._check(take(batch, finite))
+            return
+        check_sum(self._plan, self.model, self.output, batch, self._ready, shares)
         check_alone(self.model, lambda one: self._one_pass(one)[0], batch, rows)
 
     # ---- preparation -------------------------------------------------------------------------
@@ -193,12 +203,17 @@ class Featurizer:
         assert self._projector is not None
         return self._projector
 
-    def _prepare(self, batch: Any, *, check: bool) -> None:
-        """Check a batch; with the first, learn how the model calls its layers."""
+    def _prepared(self, batch: Any) -> Any:
+        """Check a batch and return it without history; learn from the first how layers are called.
+
+        Raises:
+            DataError: no samples, or not on the model's device.
+        """
         size_of(batch)
         check_device(batch, self.device)
+        batch = plain(batch)
         if self._projector is not None:
-            return
+            return batch
         for name, module in self.model.named_modules():
             refuse(module, canonical(name))
         probe(self._plan, self.model, self.output, batch)
@@ -217,18 +232,7 @@ class Featurizer:
         if self._plan.fallback:
             self._fallback = Fallback(self._plan, self.model, self.output, workspace)
         log.info("projection %s by impl=%s", self.spec.to_json(), self.impl)
-        if check:
-            try:
-                self.check_first(batch)
-            except BaseException:
-                self._projector = self._fallback = None
-                raise
-
-    def check_first(self, batch: Any) -> None:
-        """Run the self-checks once, on a few samples, unless they are turned off."""
-        if self._check_first:
-            self._check(take(batch, slice(0, CHECKED_SAMPLES)))
-            self._check_first = False
+        return batch
 
     # ---- stores ------------------------------------------------------------------------------
 
@@ -266,15 +270,13 @@ class Featurizer:
         """
         batches = Batches(data, batch_size, num_rows)
         recorded = _checked_indices(indices, batches.length)
-        self._prepare(to_device(batches.first(), self.device), check=False)
+        self._prepared(to_device(batches.first(), self.device))
         header = self._header(batches.length, with_indices=recorded is not None)
         with RowWriter.open(path, header, resume=resume, sync_interval=sync_interval) as writer:
             write_rows(self, batches, writer, recorded, progress)
         return FeatureStore(path)
 
     def _header(self, rows: int, *, with_indices: bool = False) -> StoreHeader:
-        if self._weights is None:
-            self._weights = fingerprint(self.model)
         columns = {"labels": "int64"}
         if with_indices:
             columns["indices"] = "int64"
@@ -287,7 +289,7 @@ class Featurizer:
             projection=self.spec.to_dict(),
             output=self.output.describe(),
             params=tuple((name, tuple(p.shape)) for name, p in self.params.items()),
-            weights=self._weights,
+            weights=fingerprint(self.model),
             precision="fp64" if self.dtype == torch.float64 else "fp32",
             columns=columns,
             info={
@@ -316,14 +318,22 @@ class Featurizer:
         return topk(queries, store, k, **options)
 
     def _check_ours(self, *stores: Any) -> None:
-        """Refuse a store that another featurizer made."""
+        """Refuse a store whose rows this featurizer would not make."""
+        shapes = tuple((name, tuple(p.shape)) for name, p in self.params.items())
+        ours = {
+            "projection": self.spec.to_dict(),
+            "output": self.output.describe(),
+            "params": shapes,
+        }
         for store in stores:
-            if isinstance(store, FeatureStore) and store.header.projection != self.spec.to_dict():
-                raise ConfigError(
-                    f"{store.path} holds rows of {store.header.projection}; expected "
-                    f"{self.spec.to_dict()}, this featurizer's: use pntk.ntk or pntk.topk for rows "
-                    "made elsewhere"
-                )
+            for field, value in ours.items() if isinstance(store, FeatureStore) else ():
+                theirs = getattr(store.header, field)
+                if theirs != value:
+                    shown = f"{theirs}; expected {value}" if field != "params" else "others"
+                    raise ConfigError(
+                        f"{store.path} was made with another {field} than this featurizer's: "
+                        f"{shown}: use pntk.ntk or pntk.topk for rows made elsewhere"
+                    )
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -105,7 +105,9 @@ class Batches:
 
     def _from_stream(self, groups: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:
         """Walk a stream from its start; its own batches, those that hold a wanted row."""
-        loader = self._loader or DataLoader(self._data, batch_size=self.batch_size)
+        loader = self._loader
+        if loader is None:
+            loader = DataLoader(self._data, batch_size=self.batch_size)
         wanted = np.zeros(self.length, dtype=bool)
         for group in groups:
             wanted[group] = True
@@ -121,8 +123,10 @@ class Batches:
             if wanted[start:stop].any():
                 yield np.arange(start, stop), batch
             start = stop
-            if start > last:
-                return
+            if last < start < self.length:
+                return  # the rest is not wanted, and its end cannot be seen from here
+        if start == self.length:
+            return
         raise DataError(
             f"the stream ended after {start} examples; expected num_rows={self.length}: the rows "
             "made so far are kept"
@@ -168,7 +172,7 @@ def _check_order(loader: DataLoader[Any] | None) -> None:
     """Refuse a loader whose order is not that of its data set."""
     if loader is None:
         return
-    sampler = getattr(loader.batch_sampler, "sampler", None) or loader.sampler
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
     if not isinstance(sampler, SequentialSampler):
         raise DataError(
             f"the loader draws examples with {type(sampler).__name__}; expected the order of the "

@@ -78,7 +78,8 @@ def class_labels(labels: Any, logits: Tensor, name: str) -> Tensor:
         raise DataError(f"labels are {seen}; output {name!r} expects integer classes [b]")
     labels = labels.long()
     wrong = (labels < 0) | (labels >= logits.shape[1])
-    if not torch._C._functorch.is_batchedtensor(wrong) and bool(wrong.any()):
+    # inside vmap a value cannot be read; the batch has been checked outside by then
+    if not torch._C._functorch.is_functorch_wrapped_tensor(wrong) and bool(wrong.any()):
         at = int(wrong.nonzero()[0, 0])
         raise DataError(
             f"label {int(labels[at])} of sample {at} in the batch is out of range; the model has "

@@ -68,7 +68,7 @@ def select_parameters(model: nn.Module, chosen: ParamFilter) -> dict[str, nn.Par
                 f"all {len(everything)} parameters of {type(model).__name__} are frozen "
                 "(requires_grad=False); pass params='*' to featurize them all the same"
             )
-        return _floating(found)
+        return _usable(found)
     if callable(chosen):
         found = {name: p for name, p in everything.items() if chosen(name, p)}
         if not found:
@@ -76,7 +76,7 @@ def select_parameters(model: nn.Module, chosen: ParamFilter) -> dict[str, nn.Par
                 f"the params predicate selected none of {len(everything)} parameters; "
                 f"names look like {next(iter(everything))!r}"
             )
-        return _floating(found)
+        return _usable(found)
     patterns = [chosen] if isinstance(chosen, str) else list(chosen)
     if not patterns:
         raise ConfigError("params is an empty list; pass globs such as 'layer4.*', or None for all")
@@ -87,7 +87,7 @@ def select_parameters(model: nn.Module, chosen: ParamFilter) -> dict[str, nn.Par
             near = difflib.get_close_matches(pattern, everything, n=3, cutoff=0.3)
             hint = ", ".join(near or list(everything)[:3])
             raise ConfigError(f"params glob {pattern!r} matches no parameter; near it: {hint}")
-    return _floating(
+    return _usable(
         {
             name: p
             for name, p in everything.items()
@@ -96,14 +96,21 @@ def select_parameters(model: nn.Module, chosen: ParamFilter) -> dict[str, nn.Par
     )
 
 
-def _floating(params: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+def _usable(params: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Return the parameters that hold numbers, all of a type that has gradients."""
     for name, p in params.items():
         if not p.is_floating_point():
             raise ModelError(
                 f"parameter {name} is {p.dtype}; expected a real floating point type: leave it out "
                 "with params="
             )
-    return params
+    filled = {name: p for name, p in params.items() if p.numel()}
+    if not filled:
+        raise ConfigError(
+            f"the selected parameters ({', '.join(list(params)[:3])}) are empty; select some "
+            "that hold numbers"
+        )
+    return filled
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -7,6 +7,7 @@ row of which may depend on its own sample only.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from pntk.batch import split
 from pntk.errors import ConfigError, DataError, OutputError
 from pntk.logits import Model, class_labels, logits_of, tensor_of
+from pntk.naming import fingerprint
 from pntk.projection.bits import signs, stream_id
 
 
@@ -177,7 +179,7 @@ class Loss(Output):
                 f"the criterion returned {seen} for {result.shape[0]} samples; expected one loss a "
                 "sample: use reduction='none'"
             )
-        rest = loss.flatten(1)
+        rest = loss.reshape(len(loss), -1)
         values = rest.mean(1) if reduction == "mean" else rest.sum(1)
         return Values(values, labels if labels.dim() == 1 else None)
 
@@ -297,10 +299,21 @@ def _labels_if_any(batch: Any) -> Tensor | None:
 
 
 def _describe_callable(function: Any) -> str:
-    if isinstance(function, nn.Module):
-        return repr(function)
+    """Return a name, with a module's plain settings and a hash of its tensors."""
+    if isinstance(function, functools.partial):
+        return f"partial({_describe_callable(function.func)}, {function.args}, {function.keywords})"
     kind = function if hasattr(function, "__qualname__") else type(function)
-    return f"{kind.__module__}.{kind.__qualname__}"
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if not isinstance(function, nn.Module):
+        return name
+    settings = {
+        key: value
+        for key, value in sorted(vars(function).items())
+        if isinstance(value, (str, int, float, bool, type(None)))
+        and not key.startswith("_")
+        and key != "training"
+    }
+    return f"{name}({settings}, tensors {fingerprint(function)})"
 
 
 OUTPUTS: dict[str, Callable[[], Output]] = {

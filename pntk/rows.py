@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ def as_rows(rows: Any, what: str = "rows") -> Tensor:
         rows.require_complete()
         return rows.torch()
     if isinstance(rows, np.ndarray):
-        rows = torch.from_numpy(rows)
+        with warnings.catch_warnings():  # torch warns of arrays that cannot be written to
+            warnings.simplefilter("ignore", UserWarning)
+            rows = torch.from_numpy(rows)
     if not isinstance(rows, Tensor):
         raise ConfigError(
             f"{what} is a {type(rows).__name__}; expected a tensor or array [n, k], or a "

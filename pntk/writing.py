@@ -48,11 +48,8 @@ def write_rows(
         disable=not progress,
     )
     with bar:
-        for count, (index, batch) in enumerate(batches.covering(missing)):
-            batch = to_device(batch, featurizer.device)
-            if count == 0:
-                featurizer.check_first(batch)
-            rows, values = featurizer.rows_and_values(batch)
+        for index, batch in batches.covering(missing):
+            rows, values = featurizer.rows_and_values(to_device(batch, featurizer.device))
             wanted = lacks[index]
             skipped = None
             if featurizer.on_nonfinite == "raise":

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pntk.batch import batch_size, tree_map
+from pntk.batch import batch_size
 from pntk.errors import ModelError, OutputError
-from pntk.gradients.hooks import CallLayout, Use, quiet, tapped
+from pntk.gradients.hooks import CallLayout, Use, exact, quiet, tapped
 from pntk.gradients.plan import Plan
 from pntk.gradients.rules import Call, Target
 from pntk.outputs import Output, Values, check_values
@@ -57,7 +57,6 @@ def capture(
         OutputError: the number of outputs is not the probe's, or no gradient reaches a layer.
         ModelError: a layer's input was changed in place after its use.
     """
-    batch = tree_map(Tensor.detach, batch)
     size = batch_size(batch)
     run = _Run(projector, rows_for, size, keep=plan.outputs > 1)
     with quiet(model), torch.enable_grad(), tapped(plan.uses.values(), run.on_call):
@@ -136,5 +135,5 @@ class _Run:
             for key, name in use.params.items()
         }
         delta = delta if layout.shared else delta.movedim(layout.axis, 0)
-        with torch.no_grad():
+        with torch.no_grad(), exact(self.projector.device):
             use.rule.contribute(call, delta, targets)

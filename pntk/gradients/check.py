@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pntk.batch import batch_size, repeat_first, take, tree_map
+from pntk.batch import batch_size, repeat_first, take
 from pntk.errors import CheckError
-from pntk.gradients.hooks import quiet
+from pntk.gradients.hooks import exact
+from pntk.gradients.ordinary import ordinary_gradients
 from pntk.gradients.plan import Plan
-from pntk.outputs import Output, check_values
+from pntk.outputs import Output
 from pntk.projection.dispatch import Projector
 
 
 def tolerance(model: nn.Module) -> float:
     """Return the relative difference that rounding explains in a model's lowest precision."""
     lowest = min((p.element_size() for p in model.parameters()), default=4)
+    if torch.is_autocast_enabled(next(model.parameters()).device.type):
+        lowest = min(lowest, 2)
     return {8: 1e-9, 4: 1e-3}.get(lowest, 5e-2)
 
 
@@ -39,9 +42,10 @@ def check_sum(
         CheckError: naming the worst parameter and the remedy.
     """
     expected = {name: torch.zeros_like(share[:1]) for name, share in rows.items()}
-    for column, gradients in enumerate(ordinary_gradients(plan, model, output, batch)):
-        for name, gradient in gradients.items():
-            projector.sketch(name).add_gradient(gradient[None], expected[name], column)
+    for column, found in enumerate(ordinary_gradients(plan.params, model, output, batch)):
+        with exact(projector.device):
+            for name, gradient in found.items():
+                projector.sketch(name).add_gradient(gradient[None], expected[name], column)
     scale = sum(float(share.norm(dim=1).sum()) for share in rows.values())
     worst, worst_name = 0.0, ""
     for name, share in rows.items():
@@ -77,31 +81,3 @@ def check_alone(
             f"{difference:.1e}, at most {limit:.0e} expected); the model or the output mixes "
             "samples: make each sample's value depend on that sample alone"
         )
-
-
-def ordinary_gradients(
-    plan: Plan, model: nn.Module, output: Output, batch: Any
-) -> Iterator[dict[str, Tensor]]:
-    """Yield, for each output column, the gradient of its sum over the batch, by autograd.
-
-    By ``backward`` and not ``torch.autograd.grad``, which reentrant checkpoints refuse.
-    """
-    batch = tree_map(Tensor.detach, batch)
-    kept = {name: p.grad for name, p in plan.params.items()}
-    with quiet(model), torch.enable_grad():
-        try:
-            for p in plan.params.values():
-                p.requires_grad_(True)
-            values = check_values(output(model, batch), batch_size(batch))
-            for column in range(values.shape[1]):
-                for p in plan.params.values():
-                    p.grad = None
-                last = column == values.shape[1] - 1
-                values[:, column].sum().backward(retain_graph=not last)
-                yield {
-                    name: torch.zeros_like(p) if p.grad is None else p.grad
-                    for name, p in plan.params.items()
-                }
-        finally:
-            for name, p in plan.params.items():
-                p.grad = kept[name]

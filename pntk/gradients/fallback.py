@@ -10,14 +10,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pntk.batch import batch_size, take, tree_map
+from pntk.batch import batch_size, take, tensors, tree_map
 from pntk.errors import PntkWarning
-from pntk.gradients.hooks import quiet
+from pntk.gradients.hooks import exact, quiet
+from pntk.gradients.ordinary import ordinary_gradients
 from pntk.gradients.plan import Plan
 from pntk.outputs import Output, check_values
 from pntk.projection.dispatch import Projector
@@ -40,82 +40,72 @@ class Fallback:
     """Sketch the gradients of a plan's fallback parameters.
 
     Args:
-        plan: whose ``fallback`` names the parameters.
-        workspace: bytes of per-sample gradients to hold at a time.
+        plan: completed; its ``fallback`` names the parameters.
+        workspace: bytes of per-sample gradients and activations to hold at a time.
     """
 
     def __init__(self, plan: Plan, model: nn.Module, output: Output, workspace: int) -> None:
-        self.plan = plan
-        self.model = model
-        self.workspace = workspace
+        self._plan = plan
+        self._model = model
+        self._output = output
+        self._params = {name: plan.params[name] for name in plan.fallback}
         self._module = _OutputModule(model, output)
-        self._raw_name = {id(p): name for name, p in self._module.named_parameters()}
-        self.vectorised = True
+        raw_names = {id(p): name for name, p in self._module.named_parameters()}
+        self._raw_names = {name: raw_names[id(p)] for name, p in self._params.items()}
+        size = sum(p.numel() * p.element_size() for p in self._params.values())
+        self._chunk = max(1, workspace // (size + plan.sample_bytes))
+        self._vectorised = True
 
     def add(self, batch: Any, projector: Projector, rows_for: Callable[[str], Tensor]) -> None:
         """Add each parameter's projected gradients to its rows [b, k]."""
-        names = list(self.plan.fallback)
-        if not names:
-            return
-        params = {n: self.plan.params[n] for n in names}
-        raw = {self._raw_name[id(p)]: n for n, p in params.items()}
-        values = {r: params[n].detach() for r, n in raw.items()}
-        batch = tree_map(Tensor.detach, batch)
-        count = batch_size(batch)
-        each = sum(p.numel() * p.element_size() for p in params.values()) + self.plan.sample_bytes
-        with quiet(self.model):
-            for part in parts(count, each, self.workspace):
-                for column in range(self.plan.outputs):
-                    for index, gradients in self._gradients(
-                        values, take(batch, part), column, part.start
-                    ):
-                        for raw_name, gradient in gradients.items():
-                            name = raw[raw_name]
-                            projector.sketch(name).add_gradient(
-                                gradient, rows_for(name)[index], column
-                            )
+        for part in parts(batch_size(batch), 1, self._chunk):
+            for index, column, gradients in self._gradients(take(batch, part)):
+                with exact(projector.device):
+                    for name, gradient in gradients.items():
+                        rows = rows_for(name)[part][index]
+                        projector.sketch(name).add_gradient(gradient, rows, column)
 
-    def _gradients(
-        self, values: dict[str, Tensor], batch: Any, column: int, start: int
-    ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    def _gradients(self, batch: Any) -> Iterator[tuple[slice, int, dict[str, Tensor]]]:
+        """Yield (samples, output column, gradients [samples, *shape] by name)."""
         count = batch_size(batch)
-        if self.vectorised:
+        if self._vectorised:
             try:
-                yield slice(start, start + count), self._vmapped(values, batch, column)
-                return
+                found = self._vmapped(batch, 0)
             except RuntimeError as error:
-                self.vectorised = False
-                warnings.warn(
-                    f"torch.func.vmap cannot vectorise {type(self.model).__name__} for "
-                    f"{', '.join(list(self.plan.fallback)[:3])} ({_first_line(error)}); the "
-                    f"{len(self.plan.fallback)} parameters without a rule go one sample at a time",
-                    PntkWarning,
-                    stacklevel=2,
-                )
+                self._vectorised = False
+                self._warn(error)
+            else:
+                yield slice(0, count), 0, found
+                for column in range(1, self._plan.outputs):
+                    yield slice(0, count), column, self._vmapped(batch, column)
+                return
         for i in range(count):
             one = take(batch, slice(i, i + 1))
-            yield slice(start + i, start + i + 1), self._single(values, one, column)
+            each = ordinary_gradients(self._params, self._model, self._output, one)
+            for column, gradients in enumerate(each):
+                yield slice(i, i + 1), column, {n: g[None] for n, g in gradients.items()}
 
-    def _vmapped(self, values: dict[str, Tensor], batch: Any, column: int) -> dict[str, Tensor]:
+    def _vmapped(self, batch: Any, column: int) -> dict[str, Tensor]:
         def value(params: dict[str, Tensor], leaves: list[Tensor]) -> Tensor:
             rest = iter(leaves)
             sample = tree_map(lambda _: next(rest).unsqueeze(0), batch)
-            return functional_call(self._module, params, (sample, column))
+            raw = {self._raw_names[name]: p for name, p in params.items()}
+            return functional_call(self._module, raw, (sample, column))
 
-        leaves: list[Tensor] = []
-        tree_map(leaves.append, batch)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no vmap rule
-            return vmap(grad(value), in_dims=(None, 0))(values, leaves)
+        values = {name: p.detach() for name, p in self._params.items()}
+        # the fused attention kernels have no vmap rule
+        with quiet(self._model), sdpa_kernel(SDPBackend.MATH):
+            return vmap(grad(value), in_dims=(None, 0))(values, list(tensors(batch)))
 
-    def _single(self, values: dict[str, Tensor], one: Any, column: int) -> dict[str, Tensor]:
-        with torch.enable_grad():
-            params = {name: value.detach().requires_grad_() for name, value in values.items()}
-            value = functional_call(self._module, params, (one, column))
-            found = torch.autograd.grad(value, list(params.values()), allow_unused=True)
-        return {
-            name: (torch.zeros_like(p) if g is None else g)[None]
-            for (name, p), g in zip(params.items(), found, strict=True)
-        }
+    def _warn(self, error: RuntimeError) -> None:
+        names = list(self._params)
+        warnings.warn(
+            f"torch.func.vmap cannot vectorise {type(self._model).__name__} for "
+            f"{', '.join(names[:3])} ({_first_line(error)}); the {len(names)} parameters without a "
+            "rule go one sample at a time",
+            PntkWarning,
+            stacklevel=2,
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,11 @@ def quiet(model: nn.Module) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast_path)
             for p, flag in zip(params, flags, strict=True):
                 p.requires_grad_(flag)
+
+
+def exact(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which autocast does not lower our own arithmetic."""
+    return torch.autocast(device.type, enabled=False)
 
 
 OnCall = Callable[[Use, CallLayout, Tensor, Tensor], Tensor]
