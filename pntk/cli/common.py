@@ -22,7 +22,9 @@ StoreFile = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, metavar="STORE.h5", help="A store.")
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
-NeighboursOption = Annotated[int, typer.Option("-k", "--neighbours", min=1, help="How many.")]
+NeighboursOption = Annotated[
+    int, typer.Option("-k", "--neighbours", min=1, metavar="N", help="How many.")
+]
 
 
 def examples(*lines: str) -> str:

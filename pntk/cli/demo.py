@@ -42,7 +42,8 @@ def command(
     ] = Path("demo-output"),
     fast: Annotated[bool, typer.Option("--fast", help="Fewer digits, epochs and numbers.")] = False,
     seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED, help="Of the network and the projection.")
+        int,
+        typer.Option(min=0, max=MAX_SEED, metavar="N", help="Of the network and the projection."),
     ] = 0,
     as_json: JsonFlag = False,
 ) -> None:
@@ -57,7 +58,7 @@ def command(
     settings = Settings(seed, 20, 1024, 800, 200) if fast else Settings(seed, 40, 4096, None, None)
     versions = {"pntk": __version__, "torch": str(torch.__version__)}
     folder = DemoFolder(out, {"settings": asdict(settings), **versions})
-    with explain_stop(lambda: "run the same command again to go on"):
+    with explain_stop(lambda: "run the same command again to go on"), digits.one_thread():
         results = _run(folder, settings, _reproduce(out, fast, seed))
     folder.finish(results)
     print_json(results) if as_json else _print(results)
@@ -105,8 +106,8 @@ def _reproduce(out: Path, fast: bool, seed: int) -> str:
     lines = [f"pntk demo --out {folder}{' --fast' if fast else ''} --seed {seed}"]
     if not fast:
         lines.append(
-            "pntk featurize --model pntk.cli.digits:network --data pntk.cli.digits:train_data "
-            f"--checkpoint {folder}/model.pt --seed {seed} --out {folder}/train.h5"
+            "pntk featurize --model pntk.cli.digits:network --data pntk.cli.digits:train_data \\\n"
+            f"  --checkpoint {folder}/model.pt --seed {seed} --out {folder}/train.h5"
         )
     lines.append(f"pntk topk {folder}/test.h5 {folder}/train.h5 -k {VOTERS} --rows 0:10")
     return "\n".join(lines)
@@ -117,12 +118,12 @@ def _print(results: dict[str, Any]) -> None:
     table = new_table("test digits classified by", "accuracy")
     for what, key in (
         ("the network", "network"),
-        (f"its {VOTERS} nearest training digits in the kernel", "kernel_neighbours"),
-        (f"its {VOTERS} nearest training digits in pixels", "pixel_neighbours"),
+        (f"a vote of the {VOTERS} nearest in its kernel", "kernel_neighbours"),
+        (f"a vote of the {VOTERS} nearest in pixels", "pixel_neighbours"),
     ):
         table.add_row(what, format_share(accuracy[key]))
     console().print(table)
     same = format_share(accuracy["kernel_neighbours_as_network"])
-    typer.echo(f"The kernel's neighbours and the network give {same} of the digits the same class.")
+    typer.echo(f"The vote in the kernel is the network's own answer for {same} of the digits.")
     typer.echo(f"Everything took {results['seconds']:.1f} s. The report:")
     typer.echo(results["report"])

@@ -72,7 +72,7 @@ def train(data: Split, epochs: int, seed: int) -> nn.Module:
 
     The same arguments give the same weights, and the global random state is left as it was.
     """
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = network()
         optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
@@ -97,8 +97,14 @@ def _shifted(images: Tensor) -> Tensor:
     return padded[..., down : down + size, right : right + size]
 
 
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the class that the network gives each image, int64 [n]."""
+    return model(images).argmax(1)
+
+
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums in one order on every machine; for a network this small it is also the fastest."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -106,9 +112,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-@torch.no_grad()
-def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the class that the network gives each image, int64 [n]."""
-    return model(images).argmax(1)

@@ -55,18 +55,25 @@ def command(
         str, typer.Option(**choice(*OUTPUTS), help="What is differentiated.")
     ] = "pntk",
     probes: Annotated[
-        int, typer.Option(min=0, help="For trace: sign combinations of classes; 0 for each class.")
+        int,
+        typer.Option(
+            min=0, metavar="N", help="For trace: sign combinations of classes; 0 for each class."
+        ),
     ] = 0,
     projection: Annotated[
         str, typer.Option(**choice(*FAMILIES), help="Random map from gradients to rows.")
     ] = "hadamard",
     proj_dim: Annotated[
-        int | None, typer.Option(help="Width k of a row; 4096 unless told.", show_default=False)
+        int | None, typer.Option(metavar="N", help="Width k of a row; 4096 unless told.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED - 1, help="Of the projection.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED - 1, metavar="N", help="Of the projection.")
+    ] = 0,
     params: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Parameters to featurize; repeatable. Those that train."),
+        typer.Option(
+            metavar="GLOB", help="Parameters to featurize; repeatable. All that train, unless told."
+        ),
     ] = None,
     fallback: Annotated[
         list[str] | None,
@@ -81,10 +88,12 @@ def command(
         typer.Option(**choice("auto", *IMPLEMENTATIONS), help="Implementation; see pntk info."),
     ] = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples a batch; 64, or the loader's own.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Samples a batch; 64, or the loader's own."),
     ] = None,
     num_rows: Annotated[
-        int | None, typer.Option(min=1, help="Length of data that has none of its own.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Length of data that has none of its own."),
     ] = None,
     memory_budget: Annotated[
         str | None, typer.Option(metavar="SIZE", help="What a batch may take, such as 2GB.")
@@ -93,7 +102,10 @@ def command(
         str, typer.Option(**choice(*ON_NONFINITE), help="On a row with NaN or infinity.")
     ] = "raise",
     sync_interval: Annotated[
-        float, typer.Option(min=0, help="Seconds between syncs: the work that a kill can lose.")
+        float,
+        typer.Option(
+            min=0, metavar="SECONDS", help="Seconds between syncs: the work that a kill can lose."
+        ),
     ] = 5.0,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with a store that exists.")

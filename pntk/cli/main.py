@@ -8,7 +8,7 @@ def main() -> None:
     try:
         from pntk.cli.app import run
     except ModuleNotFoundError as error:
-        if error.name not in ("rich", "typer"):
+        if (error.name or "").partition(".")[0] not in ("rich", "typer"):
             raise
         missing = f"the command line needs {error.name}, which is not installed"
         print(f'error: {missing}: install "pntk[cli]"', file=sys.stderr)

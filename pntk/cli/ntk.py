@@ -41,10 +41,10 @@ def command(
     ] = "auto",
     as_json: JsonFlag = False,
 ) -> None:
-    """Compute the kernel K[i, j] = <row i, row j> of one store, or between two.
+    """Compute the kernel of the rows of one store, or between those of two.
 
-    It is written tile by tile, so that it may be larger than memory. Without --out only a summary
-    of a small kernel is printed.
+    Entry i, j is the inner product of rows i and j. It is written tile by tile, so that it may be
+    larger than memory. Without --out only a summary of a small kernel is printed.
     """
     place = pick_device(device)
     rows = FeatureStore(a)

@@ -33,7 +33,9 @@ def command(
         ),
     ] = None,
     k: NeighboursOption = 5,
-    num_queries: Annotated[int, typer.Option(min=0, help="Queries in the gallery.")] = 12,
+    num_queries: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Queries in the gallery.")
+    ] = 12,
     data: Annotated[
         str | None,
         typer.Option(metavar="MODULE:FACTORY", help="Images or texts of STORE.h5."),
@@ -41,8 +43,8 @@ def command(
     query_data: Annotated[
         str | None, typer.Option(metavar="MODULE:FACTORY", help="Images or texts of the queries.")
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the rows that are drawn.")] = 0,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Title of the page.")] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the rows that are drawn.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """Write a page with neighbours, a block of the kernel, its spectrum and the coverage.

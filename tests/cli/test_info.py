@@ -1,0 +1,62 @@
+import json
+
+import numpy as np
+
+from pntk.cli import info
+from pntk.projection.dispatch import IMPLEMENTATIONS
+from pntk.store import FeatureStore, RowWriter
+
+
+def test_environment(invoke):
+    found = json.loads(invoke("info", "--json").stdout)
+    assert set(found["versions"]) == {"pntk", "python", "torch", "numpy", "h5py"}
+    assert found["cpu"]["threads"] >= 1
+    assert set(found["implementations"]) == set(IMPLEMENTATIONS)
+    assert found["implementations"]["torch"] is None
+    assert found["extras"]["cli"] == []
+
+
+def test_environment_for_people(invoke, monkeypatch):
+    monkeypatch.setitem(info.EXTRAS, "search", ("no_such_module",))
+    monkeypatch.setattr(info, "IMPLEMENTATIONS", ("cuda9", "torch"))
+    monkeypatch.setattr(info.bits, "has_native", lambda: False)
+    monkeypatch.setattr(info.bits, "native_error", lambda: "switched off")
+    shown = invoke("info").stdout
+    assert 'lacks no_such_module: pip install "pntk[search]"' in shown
+    assert "not usable: impl is 'cuda9'" in shown
+    assert "not usable: switched off" in shown
+    assert "CPU" in shown
+
+
+def test_cpu_without_proc(monkeypatch, tmp_path):
+    monkeypatch.setattr(info, "Path", lambda _: tmp_path / "absent")
+    assert info._cpu_name()
+
+
+def test_store(invoke, stores):
+    found = json.loads(invoke("info", "train.h5", "--json").stdout)
+    assert (found["rows"], found["done"], found["missing"], found["skipped"]) == (20, 20, 0, [])
+    assert found["labels"] == {"0": 7, "1": 7, "2": 6}
+    assert found["bytes"] == (stores / "train.h5").stat().st_size
+    assert found["params"]["1.weight"] == [8, 12]
+    assert found["info"]["model"] == "Sequential"
+    shown = invoke("info", "train.h5").stdout
+    assert "20: 20 done, 0 missing, 0 skipped" in shown
+    assert "3 classes; 0: 7, 1: 7, 2: 6" in shown
+    assert "131 in 4: 1.weight, 1.bias, 3.weight, 3.bias" in shown
+
+
+def test_store_that_is_not_complete(invoke, stores):
+    header = FeatureStore("train.h5").header
+    with RowWriter.open("part.h5", header) as writer:
+        columns = {"labels": np.array([-1, 2])}
+        writer.write([0, 1], np.ones((2, 64), np.float32), columns, np.array([True, False]))
+    found = json.loads(invoke("info", "part.h5", "--json").stdout)
+    assert (found["done"], found["missing"], found["skipped"]) == (1, 18, [0])
+    assert found["labels"] == {"2": 1}
+
+
+def test_errors(refused, invoke, toy):
+    assert "does not exist" in invoke("info", "absent.h5", code=2).stderr
+    (toy / "bad.h5").write_text("no store")
+    assert "bad.h5" in refused("info", "bad.h5", code=1)

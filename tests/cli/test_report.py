@@ -1,0 +1,53 @@
+import json
+import sys
+
+import pytest
+
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+
+
+def test_page_with_queries(invoke, stores):
+    shown = invoke(
+        "report", "train.h5", "--queries", "test.h5", "--out", "r.html", "-k", 3,
+        "--data", "toy:digits", "--query-data", "toy:test_digits", "--num-queries", 4,
+        "--title", "Toy <digits>",
+    ).stdout  # fmt: skip
+    assert shown.splitlines()[-1] == "r.html"
+    assert "nearest neighbour has the same class: " in shown
+    page = (stores / "r.html").read_text()
+    assert "<h1>Toy &lt;digits&gt;</h1>" in page
+    assert page.count("<article") == 4
+    assert page.count('class="thumb"') == 4 * (1 + 3)
+    assert "pntk report train.h5 --queries test.h5 --data toy:digits" in page
+
+
+def test_page_without_queries(invoke, stores):
+    found = json.loads(invoke("report", "train.h5", "--out", "r.html", "--json").stdout)
+    assert found["report"] == "r.html"
+    assert set(found["headline"]) == {
+        "nearest neighbour has the same class",
+        "accuracy of 5 nearest neighbours",
+    }
+    assert "Tangent kernel of train.h5" in (stores / "r.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["-k", 20], "k is 20; expected 1 to 19"),
+        (["-k", 21, "--queries", "test.h5"], "k is 21; expected 1 to 20"),
+        (["--query-data", "toy:digits"], "--query-data goes with --queries"),
+        (["--data", "toy:test_digits"], "9 examples and the store 20 rows"),
+        (["--data", "toy:absent"], "no attribute 'absent'"),
+        (["--out", "absent/r.html"], "the folder absent does not exist"),
+    ],
+)
+def test_errors(refused, stores, more, message):
+    assert message in refused("report", "train.h5", "--out", "r.html", *more)
+    assert not (stores / "r.html").exists()
+
+
+def test_missing_extra(refused, stores, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert 'pip install "pntk[analysis]"' in refused("report", "train.h5", "--out", "r.html")
