@@ -91,15 +91,23 @@ class Trace(Output):
         logits, labels = logits_of(model, batch)
         if not self.probes:
             return Values(logits, labels)
-        classes = logits.shape[1]
-        stream = stream_id("trace", self.probes, "probes", classes, "")
-        eps = signs(
-            self.seed, stream, 0, classes * self.probes, dtype=logits.dtype, device=logits.device
+        eps = _probe_signs(
+            self.seed, self.probes, logits.shape[1], dtype=logits.dtype, device=logits.device
         )
-        return Values(logits @ eps.view(classes, self.probes) / self.probes**0.5, labels)
+        return Values(logits @ eps / self.probes**0.5, labels)
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "probes": self.probes, "seed": self.seed}
+
+
+@functools.lru_cache(maxsize=8)  # also because vmap cannot make them
+def _probe_signs(
+    seed: int, probes: int, classes: int, *, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return eps [classes, probes]."""
+    stream = stream_id("trace", probes, "probes", classes, "")
+    eps = signs(seed, stream, 0, classes * probes, dtype=dtype, device=device)
+    return eps.view(classes, probes)
 
 
 def _margin(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

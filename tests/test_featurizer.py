@@ -283,6 +283,24 @@ def test_nonfinite_rows_can_be_skipped(model, path):
         torch.testing.assert_close(store[good], featurizer((X, Y))[good], rtol=1e-5, atol=1e-6)
 
 
+def test_skipping_goes_on_where_a_batch_is_half_done(model, path):
+    """Batches are cut elsewhere the second time; rows that are there already stay as they are."""
+    featurizer = Featurizer(model, "margin", proj_dim=64, on_nonfinite="skip")
+
+    class Bad(Interrupting):
+        def __getitem__(self, n):
+            super().__getitem__(n)
+            return BAD[n], int(Y[n])
+
+    with pytest.raises(Interrupted):
+        featurizer.featurize(Bad(), path, batch_size=4, **QUIET)
+    with FeatureStore(path) as store:
+        assert store.num_done == 8 and store.skipped.tolist() == [7]
+    with featurizer.featurize((BAD, Y), path, batch_size=5, **QUIET) as store:
+        assert store.complete and store.skipped.tolist() == [7, 9]
+        assert np.array_equal(store.labels[:8], Y[:8].numpy())
+
+
 def test_nonfinite_rows_can_be_kept(model, path):
     featurizer = Featurizer(model, proj_dim=64, on_nonfinite="keep")
     with featurizer.featurize(BAD, path, batch_size=5, **QUIET) as store:
@@ -388,6 +406,18 @@ def test_a_model_that_mixes_samples_is_refused(path):
         featurizer.featurize(X, path, **QUIET)
     with FeatureStore(path) as store:
         assert store.num_done == 0
+
+
+def test_the_check_runs_once(model, path):
+    featurizer = Featurizer(model, proj_dim=64)
+    checks = []
+    original = featurizer._check
+    featurizer._check = lambda batch: checks.append(len(batch)) or original(batch)
+    for _ in range(2):
+        featurizer(X)
+        featurizer.featurize(X, path, **QUIET).close()
+        path.unlink()
+    assert len(checks) == 1 and checks[0] <= 8
 
 
 def test_a_check_that_failed_is_not_forgotten(path):

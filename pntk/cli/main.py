@@ -8,9 +8,10 @@ def main() -> None:
     try:
         from pntk.cli.app import run
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("rich", "typer"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("rich", "typer"):
             raise
-        missing = f"the command line needs {error.name}, which is not installed"
+        missing = f"the command line needs {package}, which is not installed"
         print(f'error: {missing}: install "pntk[cli]"', file=sys.stderr)
         sys.exit(2)
     run()

@@ -70,7 +70,7 @@ class Report:
         class_names: Name of class 0, 1, ...
         spectrum: [r] eigenvalues of the kernel, descending.
         coverage: A row a parameter, with the keys ``name``, ``shape``, ``count`` (entries),
-            ``rule`` (how its gradient was captured) and ``module`` (its type).
+            ``rule`` (how its gradient was captured) and ``module`` (its name, or why no rule).
         notes: Remarks and limits, a paragraph each.
         reproduce: Commands or code that make this report again.
     """

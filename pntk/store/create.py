@@ -84,6 +84,7 @@ def _write_hdf5(temporary: Path, header: StoreHeader) -> None:
     """Attributes and datasets; space is allocated here, and no value is written."""
     text = header.to_json()
     plist = h5p.create(h5p.DATASET_CREATE)
+    plist.set_obj_track_times(False)  # equal runs give equal files
     plist.set_layout(h5d.CONTIGUOUS)
     plist.set_alloc_time(h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5d.FILL_TIME_NEVER)

