@@ -186,7 +186,7 @@ class Featurizer:
 
     def _check(self, batch: Any) -> None:
         shares = {name: self._ready.empty_rows(size_of(batch)) for name in self.params}
-        self._add_gradients(batch, shares.__getitem__)
+        values = self._add_gradients(batch, shares.__getitem__).values
         rows = torch.stack(list(shares.values())).sum(0)
         finite = rows.isfinite().all(1)
         if not bool(finite.all()):
@@ -194,7 +194,11 @@ class Featurizer:
                 self._check(take(batch, finite))
             return
         check_sum(self._plan, self.model, self.output, batch, self._ready, shares)
-        check_alone(self.model, lambda one: self._one_pass(one)[0], batch, rows)
+        check_alone(self.model, self._rows_and_raw_values, batch, rows, values)
+
+    def _rows_and_raw_values(self, batch: Any) -> tuple[Tensor, Tensor]:
+        rows, found = self._one_pass(batch)
+        return rows, found.values
 
     # ---- preparation -------------------------------------------------------------------------
 

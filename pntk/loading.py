@@ -172,6 +172,11 @@ def _check_order(loader: DataLoader[Any] | None) -> None:
     """Refuse a loader whose order is not that of its data set."""
     if loader is None:
         return
+    if loader.batch_sampler is None:
+        raise DataError(
+            "the loader has batch_size=None and hands over single examples; give it a batch size, "
+            "or pass the data set itself"
+        )
     sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
     if not isinstance(sampler, SequentialSampler):
         raise DataError(

@@ -173,7 +173,8 @@ class Loss(Output):
                 "dict with 'labels'"
             )
         result = tensor_of(model(*args, **kwargs))
-        if isinstance(self.criterion, nn.CrossEntropyLoss) and result.dim() == 2:
+        soft = isinstance(labels, Tensor) and labels.shape == result.shape  # probabilities
+        if isinstance(self.criterion, nn.CrossEntropyLoss) and result.dim() == 2 and not soft:
             labels = class_labels(labels, result, self.name)
         criterion = self.criterion
         reduction = getattr(criterion, "reduction", None)
@@ -187,8 +188,13 @@ class Loss(Output):
                 f"the criterion returned {seen} for {result.shape[0]} samples; expected one loss a "
                 "sample: use reduction='none'"
             )
-        rest = loss.reshape(len(loss), -1)
-        values = rest.mean(1) if reduction == "mean" else rest.sum(1)
+        values = loss.reshape(len(loss), -1).sum(1)
+        if reduction == "mean":
+            counted = torch.ones_like(loss)
+            ignored = getattr(criterion, "ignore_index", None)
+            if ignored is not None and labels.shape == loss.shape:
+                counted = (labels != ignored).to(loss.dtype)
+            values = values / counted.reshape(len(loss), -1).sum(1).clamp(min=1)
         return Values(values, labels if labels.dim() == 1 else None)
 
     def describe(self) -> dict[str, Any]:

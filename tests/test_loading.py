@@ -89,11 +89,9 @@ def test_a_loader_keeps_its_collate_function():
     assert set(found) == {"x", "n"} and found["x"].shape == (4, 2)
 
 
-@pytest.mark.xfail(strict=True, reason="its collate function makes no batches")
 def test_a_loader_that_does_not_batch():
-    batches = Batches(loader(batch_size=None), batch_size=3)
-    x, y = batches.first()
-    assert x.shape == (2, 2) and y.tolist() == [0, 1]
+    with pytest.raises(DataError, match=r"the loader has batch_size=None.*give it a batch size"):
+        Batches(loader(batch_size=None), batch_size=3)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pntk.batch import batch_size
 from pntk.errors import ModelError, OutputError
-from pntk.gradients.hooks import CallLayout, Use, exact, quiet, tapped
+from pntk.gradients.hooks import Use, exact, quiet, tapped
 from pntk.gradients.plan import Plan
 from pntk.gradients.rules import Call, Target
 from pntk.outputs import Output, Values, check_values
@@ -90,9 +90,10 @@ class _Run:
         self.output = 0
         self._anchor = torch.zeros((), device=projector.device, requires_grad=True)
 
-    def on_call(self, use: Use, layout: CallLayout, inputs: Tensor, result: Tensor) -> Tensor:
+    def on_call(self, use: Use, inputs: Tensor, result: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return result
+        layout = use.layout
         if layout.shared:
             result = layout.expand(result, self.batch)
         elif inputs.shape[layout.axis] % self.batch:
@@ -121,19 +122,18 @@ class _Run:
             if inputs._version != version:
                 raise ModelError(
                     f"the input of {use.name} was changed in place after the layer used it, so its "
-                    "gradient is lost; make that operation out of place, or name the layer's "
-                    "parameters in fallback="
+                    "gradient is lost; make that operation out of place"
                 )
-            self._contribute(use, layout, call, delta)
+            self._contribute(use, call, delta)
 
         result.register_hook(on_gradient)
         return result
 
-    def _contribute(self, use: Use, layout: CallLayout, call: Call, delta: Tensor) -> None:
+    def _contribute(self, use: Use, call: Call, delta: Tensor) -> None:
         targets = {
             key: Target(self.projector.sketch(name), self.rows_for(name), self.output)
             for key, name in use.params.items()
         }
-        delta = delta if layout.shared else delta.movedim(layout.axis, 0)
+        delta = delta if use.layout.shared else delta.movedim(use.layout.axis, 0)
         with torch.no_grad(), exact(self.projector.device):
             use.rule.contribute(call, delta, targets)

@@ -55,6 +55,13 @@ def check_sum(
             worst, worst_name = difference, name
     limit = tolerance(model)
     if not worst <= limit:
+        if worst_name in plan.fallback:
+            raise CheckError(
+                f"the per-sample gradients of {worst_name}, each from a sample alone, do not add "
+                f"up to the batch's gradient (relative difference {worst:.1e}, at most {limit:.0e} "
+                "expected); the model or the output mixes samples: make each sample's value depend "
+                "on that sample alone"
+            )
         raise CheckError(
             f"the per-sample gradients of {worst_name} do not add up to the batch's gradient "
             f"(relative difference {worst:.1e}, at most {limit:.0e} expected); its layer uses the "
@@ -63,21 +70,31 @@ def check_sum(
 
 
 def check_alone(
-    model: nn.Module, compute: Callable[[Any], Tensor], batch: Any, rows: Tensor
+    model: nn.Module,
+    compute: Callable[[Any], tuple[Tensor, Tensor]],
+    batch: Any,
+    rows: Tensor,
+    values: Tensor,
 ) -> None:
-    """Compare the last sample's row with the row it has in a batch of two copies of itself.
+    """Compare the last sample's value and row with those it has in a batch of two copies of it.
+
+    Args:
+        compute: batch -> (rows, values).
+        rows: [b, k] of the batch.
+        values: [b] or [b, c] of the batch.
 
     Raises:
-        CheckError: rows depend on the batch.
+        CheckError: they depend on the batch.
     """
     last = batch_size(batch) - 1
-    alone = compute(repeat_first(take(batch, slice(last, last + 1)), 2))[0]
-    size = float(alone.norm()) + float(rows[last].norm())
-    difference = float((alone - rows[last]).norm()) / max(size, 1e-30)
+    alone = compute(repeat_first(take(batch, slice(last, last + 1)), 2))
     limit = tolerance(model)
-    if size and not difference <= limit:
-        raise CheckError(
-            f"the row of sample {last} changes with the batch it travels in (relative difference "
-            f"{difference:.1e}, at most {limit:.0e} expected); the model or the output mixes "
-            "samples: make each sample's value depend on that sample alone"
-        )
+    for what, own, among in zip(("row", "value"), alone, (rows, values), strict=True):
+        size = float(own[0].norm()) + float(among.norm()) / len(among)
+        difference = float((own[0] - among[last]).norm()) / max(size, 1e-30)
+        if size and not difference <= limit:
+            raise CheckError(
+                f"the {what} of sample {last} changes with the batch it travels in (relative "
+                f"difference {difference:.1e}, at most {limit:.0e} expected); the model or the "
+                "output mixes samples: make each sample's value depend on that sample alone"
+            )

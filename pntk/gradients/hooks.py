@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -63,18 +62,14 @@ class Use:
 
     Attributes:
         params: attribute name (``weight``) -> canonical parameter name.
-        layouts: one a call in a forward pass.
+        layout: where the samples lie, the same for all calls; set by the probe.
     """
 
     name: str
     module: nn.Module
     rule: Rule
     params: dict[str, str]
-    layouts: list[CallLayout]
-
-    def layout(self, call: int) -> CallLayout:
-        """Return the layout of a call; a recomputed forward pass starts over."""
-        return self.layouts[call % len(self.layouts)] if self.layouts else CallLayout()
+    layout: CallLayout = field(default_factory=CallLayout)
 
 
 @contextmanager
@@ -105,23 +100,20 @@ def exact(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False)
 
 
-OnCall = Callable[[Use, CallLayout, Tensor, Tensor], Tensor]
+OnCall = Callable[[Use, Tensor, Tensor], Tensor]
 
 
 @contextmanager
 def tapped(uses: Iterable[Use], on_call: OnCall) -> Iterator[None]:
-    """Call ``on_call(use, layout, input, output)`` after each use; what it returns is the output.
+    """Call ``on_call(use, input, output)`` after each use; what it returns is the output.
 
     Our hook comes before the user's own, so that it sees what the layer itself returned.
     """
-    counts: Counter[str] = Counter()
     handles = []
 
     def hook_for(use: Use) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
-            layout = use.layout(counts[use.name])
-            counts[use.name] += 1
-            return on_call(use, layout, args[0] if args else kwargs["input"], output)
+            return on_call(use, args[0] if args else kwargs["input"], output)
 
         return hook
 

@@ -18,27 +18,28 @@ def ordinary_gradients(
 ) -> Iterator[dict[str, Tensor]]:
     """Yield, for each output column, the gradient of its sum over the batch.
 
-    By ``backward`` and not ``torch.autograd.grad``, which reentrant checkpoints refuse; the
-    parameters' own ``grad`` is put back.
+    As in training: by ``backward``, with gradients of all parameters, because reentrant checkpoints
+    refuse ``torch.autograd.grad`` and inputs without gradients. Each ``grad`` is put back.
 
     Args:
         params: name -> parameter to differentiate.
     """
-    kept = {name: p.grad for name, p in params.items()}
+    everything = [p for p in model.parameters() if p.is_floating_point()]
+    kept = [p.grad for p in everything]
     with quiet(model), torch.enable_grad():
         try:
-            for p in params.values():
+            for p in everything:
                 p.requires_grad_(True)
             values = check_values(output(model, batch), batch_size(batch))
             for column in range(values.shape[1]):
-                for p in params.values():
+                for p in everything:
                     p.grad = None
                 last = column == values.shape[1] - 1
                 values[:, column].sum().backward(retain_graph=not last)
                 yield {name: _dense_gradient(p) for name, p in params.items()}
         finally:
-            for name, p in params.items():
-                p.grad = kept[name]
+            for p, gradient in zip(everything, kept, strict=True):
+                p.grad = gradient
 
 
 def _dense_gradient(p: nn.Parameter) -> Tensor:

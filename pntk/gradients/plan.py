@@ -100,7 +100,7 @@ def make_plan(
         for key in set(own) - set(served):
             plan.fallback.setdefault(own[key], f"{key} of {type(module).__name__} {name}".strip())
         if rule and served:
-            plan.uses[name] = Use(name, module, rule, served, [])
+            plan.uses[name] = Use(name, module, rule, served)
     plan.drop((), "")  # a parameter that one of its owners leaves to the fallback goes there whole
     return plan
 

@@ -8,6 +8,7 @@ sample has a gradient of its own, provided that the model's output stays the sam
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from pntk.batch import batch_size, repeat_first, take
 from pntk.errors import ModelError
-from pntk.gradients.hooks import CallLayout, Use, layout_of, quiet, tapped
+from pntk.gradients.hooks import Use, layout_of, quiet, tapped
 from pntk.gradients.plan import Plan
 from pntk.outputs import Output, check_values
 
@@ -36,7 +37,9 @@ def probe(plan: Plan, model: nn.Module, output: Output, batch: Any) -> None:
     """
     three = take(batch, slice(0, 3)) if batch_size(batch) > 2 else repeat_first(batch, 3)
     two = take(three, slice(0, 2))
-    with quiet(model), torch.no_grad():
+    with quiet(model), torch.no_grad(), warnings.catch_warnings():
+        # a reentrant checkpoint says that it has no gradients; here nothing has
+        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
         plain = _plain_values(plan, model, output, two)
         plan.outputs = plain.shape[1]
         plan.sample_bytes = _activation_bytes(model, output, two) // 2
@@ -58,12 +61,19 @@ def probe(plan: Plan, model: nn.Module, output: Output, batch: Any) -> None:
 
 def _plain_values(plan: Plan, model: nn.Module, output: Output, batch: Any) -> Tensor:
     device = next(iter(plan.params.values())).device
-    before = _random_state(device)
+    random = _random_state(device)
+    versions = {name: buffer._version for name, buffer in model.named_buffers()}
     values = check_values(output(model, batch), 2)
-    if not torch.equal(before, _random_state(device)):
+    if not torch.equal(random, _random_state(device)):
         raise ModelError(
             f"the forward pass of {type(model).__name__} draws random numbers, so rows would "
             "differ from run to run; call model.eval(), or make its randomness an input"
+        )
+    changed = [n for n, b in model.named_buffers() if b._version != versions.get(n, b._version)]
+    if changed:
+        raise ModelError(
+            f"the forward pass of {type(model).__name__} changes its buffers "
+            f"({', '.join(changed[:3])}), so rows would differ from run to run; call model.eval()"
         )
     return values
 
@@ -78,9 +88,9 @@ def _watch(
     """Return each layer's input shapes, call by call, and the values with shared calls expanded."""
     shapes: Shapes = defaultdict(list)
 
-    def on_call(use: Use, layout: CallLayout, inputs: Tensor, result: Tensor) -> Tensor:
+    def on_call(use: Use, inputs: Tensor, result: Tensor) -> Tensor:
         shapes[use.name].append(inputs.shape)
-        return layout.expand(result, size) if layout.shared else result
+        return use.layout.expand(result, size) if use.layout.shared else result
 
     with tapped(plan.uses.values(), on_call):
         values = check_values(output(model, batch), size)
@@ -88,22 +98,24 @@ def _watch(
 
 
 def _settle(plan: Plan, use: Use, two: list[torch.Size], three: list[torch.Size]) -> bool:
-    """Set the layouts of a use, or drop it; return whether a call turned out to be shared."""
+    """Set the layout of a use, or drop it; return whether it turned out to be shared."""
     names = list(use.params.values())
     if not two and not three:
         plan.drop(names, f"{use.name} is not called in the forward pass")
         return False
-    found = [layout_of(a, b) for a, b in zip(two, three, strict=False)]
-    settled = [layout for layout in found if layout is not None]
-    if len(settled) < len(found) or len(two) != len(three):
+    found = {layout_of(a, b) for a, b in zip(two, three, strict=False)}
+    layout = found.pop()
+    if found or layout is None or len(two) != len(three):
         shown = [tuple(s) for s in two[:2]], [tuple(s) for s in three[:2]]
         plan.drop(
-            names, f"{use.name} mixes samples: inputs {shown[0]} for two, {shown[1]} for three"
+            names,
+            f"{use.name} has its samples in no one place: inputs {shown[0]} for two, {shown[1]} "
+            "for three",
         )
         return False
-    before = use.layouts or [CallLayout()] * len(settled)
-    use.layouts = settled
-    return any(new.shared and not old.shared for new, old in zip(settled, before, strict=True))
+    newly_shared = layout.shared and not use.layout.shared
+    use.layout = layout
+    return newly_shared
 
 
 def _expansion_is_harmless(

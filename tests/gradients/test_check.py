@@ -86,7 +86,6 @@ def test_a_model_that_mixes_samples_is_found_out():
         Featurizer(Centred(), proj_dim=64)(torch.randn(4, 5))
 
 
-@pytest.mark.xfail(strict=True, reason="the message offers the fallback, which is in use already")
 def test_a_model_without_rules_that_mixes_samples_is_not_sent_to_the_fallback():
     with pytest.raises(CheckError, match="mixes samples"):
         Featurizer(Centred(), proj_dim=64, fallback="*")(torch.randn(4, 5))

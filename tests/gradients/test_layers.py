@@ -440,9 +440,6 @@ def test_reentrant_checkpoint(loop_rows, distance):
     assert distance(Featurizer(model, projection="identity")(batch), expected) <= 1e-10
 
 
-@pytest.mark.xfail(
-    strict=True, reason="calls are told apart by their number, and recomputation goes backwards"
-)
 def test_reentrant_checkpoints_that_call_a_layer_in_two_ways(loop_rows, distance):
     """Samples are on the first axis in the first call and on the second in the second."""
 

@@ -66,7 +66,6 @@ def test_functional_dropout():
     assert Featurizer(model.eval(), proj_dim=64)(torch.randn(3, 5)).shape == (3, 64)
 
 
-@pytest.mark.xfail(strict=True, reason="buffers that a forward pass changes go unnoticed")
 def test_power_iteration_of_a_spectral_norm():
     """In training mode every forward pass changes its buffers, and with them the weight."""
     model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(40, 30)))
