@@ -26,10 +26,18 @@ from pntk.gradients.probe import probe
 from pntk.gradients.rules import refuse
 from pntk.loading import Batches
 from pntk.memory import batch_that_fits, parse_bytes
-from pntk.naming import ParamFilter, canonical, fingerprint, select_parameters, unwrap
+from pntk.naming import (
+    ParamFilter,
+    canonical,
+    fingerprint,
+    named_parameters,
+    select_parameters,
+    unwrap,
+)
 from pntk.ntk.projected import ntk
-from pntk.outputs import Margin, Output, Values, resolve_output
+from pntk.outputs import Output, Values, resolve_output
 from pntk.projection.dispatch import Projector, resolve_impl
+from pntk.projection.signs import SIGN_CACHE_BYTES
 from pntk.projection.sketch import WORKSPACE_BYTES
 from pntk.projection.spec import ProjectionSpec
 from pntk.retrieval import TopK, topk
@@ -96,6 +104,11 @@ class Featurizer:
         self.model = unwrap(model)
         self.output = resolve_output(output)
         if isinstance(projection, ProjectionSpec):
+            if proj_dim is not None or seed:
+                raise ConfigError(
+                    f"proj_dim={proj_dim} and seed={seed} beside {projection}; a ProjectionSpec "
+                    "holds both: give them there"
+                )
             self.spec = projection
         else:
             self.spec = ProjectionSpec(projection, proj_dim, seed)
@@ -140,8 +153,6 @@ class Featurizer:
     def rows_and_values(self, batch: Any) -> tuple[Tensor, Values]:
         """Return rows [b, k], finite or not, and what the output said of the batch."""
         batch = self._prepared(batch)
-        for name, module in self.model.named_modules():
-            refuse(module, canonical(name))
         if self._check_first:
             self._check(take(batch, slice(0, CHECKED_SAMPLES)))
             self._check_first = False
@@ -216,22 +227,30 @@ class Featurizer:
         size_of(batch)
         check_device(batch, self.device)
         batch = plain(batch)
-        if self._projector is not None:
-            return batch
         for name, module in self.model.named_modules():
             refuse(module, canonical(name))
+        present = named_parameters(self.model)
+        replaced = [name for name, p in self.params.items() if present.get(name) is not p]
+        if replaced:
+            raise ModelError(
+                f"parameters of the model were replaced ({', '.join(replaced[:3])}) since this "
+                "Featurizer was made; make a new one"
+            )
+        if self._projector is not None:
+            return batch
         probe(self._plan, self.model, self.output, batch)
-        workspace = WORKSPACE_BYTES
+        workspace, cache = WORKSPACE_BYTES, SIGN_CACHE_BYTES
         if self.memory_budget is not None:
             workspace = max(1, min(workspace, self.memory_budget // 4))
+            cache = min(cache, self.memory_budget // 4)
         self._projector = Projector(
             self.spec,
             {name: tuple(p.shape) for name, p in self.params.items()},
             dtype=self.dtype,
             device=self.device,
-            impl=self.impl,
             outputs=self._plan.outputs,
             workspace=workspace,
+            cache=cache,
         )
         if self._plan.fallback:
             self._fallback = Fallback(self._plan, self.model, self.output, workspace)
@@ -284,7 +303,7 @@ class Featurizer:
         columns = {"labels": "int64"}
         if with_indices:
             columns["indices"] = "int64"
-        if isinstance(self.output, Margin):
+        if self._plan.reweights:
             columns["reweighting"] = "float32"
         return StoreHeader(
             rows=rows,
@@ -294,7 +313,7 @@ class Featurizer:
             output=self.output.describe(),
             params=tuple((name, tuple(p.shape)) for name, p in self.params.items()),
             weights=fingerprint(self.model),
-            precision="fp64" if self.dtype == torch.float64 else "fp32",
+            precision=self._described_precision(),
             columns=columns,
             info={
                 "model": type(self.model).__name__,
@@ -306,6 +325,13 @@ class Featurizer:
                 "coverage": [{**row, "shape": list(row["shape"])} for row in self._plan.coverage()],
             },
         )
+
+    def _described_precision(self) -> str:
+        """Return the precision of the sums, and of an autocast that the model runs under."""
+        sums = "fp64" if self.dtype == torch.float64 else "fp32"
+        if not torch.is_autocast_enabled(self.device.type):
+            return sums
+        return f"{sums}, autocast {torch.get_autocast_dtype(self.device.type)}"
 
     # ---- kernels -----------------------------------------------------------------------------
 
@@ -328,6 +354,7 @@ class Featurizer:
             "projection": self.spec.to_dict(),
             "output": self.output.describe(),
             "params": shapes,
+            "weights": fingerprint(self.model),
         }
         for store in stores:
             for field, value in ours.items() if isinstance(store, FeatureStore) else ():
@@ -355,7 +382,15 @@ def _model_device(model: nn.Module, wanted: str | torch.device) -> torch.device:
     device = torch.device(devices[0])
     if device.type == "meta":
         raise ModelError("the model is on the meta device; expected loaded weights")
-    if str(wanted) != "auto" and torch.device(wanted).type != device.type:
+    if str(wanted) == "auto":
+        return device
+    try:
+        asked = torch.device(wanted)
+    except (RuntimeError, TypeError):
+        raise ConfigError(
+            f"device is {wanted!r}; expected 'auto', 'cpu', 'cuda' or another device of torch"
+        ) from None
+    if asked.type != device.type or asked.index not in (None, device.index):
         raise ConfigError(
             f"device is {str(wanted)!r} and the model is on {device}; move the model with "
             f".to({str(wanted)!r}), or use device='auto'"

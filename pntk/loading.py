@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
@@ -86,12 +87,19 @@ class Batches:
                 yield group, take(self._data, slice(int(group[0]), int(group[-1]) + 1))
         else:
             loader = self._make_loader([group.tolist() for group in groups])
-            yield from zip(groups, loader, strict=True)
+            for group, batch in zip(groups, loader, strict=True):
+                if size_of(batch) != len(group):
+                    raise DataError(
+                        f"examples {group[0]} to {group[-1]} came back as a batch of "
+                        f"{size_of(batch)}; expected {len(group)}, one sample an example: check "
+                        "the collate function"
+                    )
+                yield group, batch
 
     def _make_loader(self, groups: list[list[int]]) -> DataLoader[Any]:
         given = self._loader
         if given is None:
-            return DataLoader(self._data, batch_sampler=groups)
+            return DataLoader(self._data, batch_sampler=groups, generator=torch.Generator())
         return DataLoader(
             self._data,
             batch_sampler=groups,
@@ -101,13 +109,14 @@ class Batches:
             timeout=given.timeout,
             worker_init_fn=given.worker_init_fn,
             multiprocessing_context=given.multiprocessing_context,
+            generator=torch.Generator(),  # the global one is not ours to draw from
         )
 
     def _from_stream(self, groups: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:
         """Walk a stream from its start; its own batches, those that hold a wanted row."""
         loader = self._loader
         if loader is None:
-            loader = DataLoader(self._data, batch_size=self.batch_size)
+            loader = DataLoader(self._data, batch_size=self.batch_size, generator=torch.Generator())
         wanted = np.zeros(self.length, dtype=bool)
         for group in groups:
             wanted[group] = True
@@ -151,6 +160,16 @@ def _tensor_length(data: Any) -> int:
 
 
 def _dataset_length(data: Any) -> int:
+    if isinstance(data, Mapping):
+        raise DataError(
+            f"the data is a {type(data).__name__} with values that are no tensors; expected "
+            "tensors alone, or a map-style data set of examples"
+        )
+    if isinstance(data, list) and data and all(isinstance(x, Tensor) for x in data):
+        raise DataError(
+            f"the data is a list of {len(data)} tensors; pass a tuple (inputs, labels), or "
+            "torch.stack(list) if each is an example"
+        )
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise DataError(
             f"cannot read examples from a {type(data).__name__}; expected a tensor, a tuple or "

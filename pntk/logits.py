@@ -58,7 +58,7 @@ def tensor_of(result: Any) -> Tensor:
     return logits
 
 
-def class_labels(labels: Any, logits: Tensor, name: str) -> Tensor:
+def class_labels(labels: Any, logits: Tensor, name: str, ignored: int | None = None) -> Tensor:
     """Check class labels against logits [b, c] and return them as int64 [b].
 
     Raises:
@@ -78,6 +78,8 @@ def class_labels(labels: Any, logits: Tensor, name: str) -> Tensor:
         raise DataError(f"labels are {seen}; output {name!r} expects integer classes [b]")
     labels = labels.long()
     wrong = (labels < 0) | (labels >= logits.shape[1])
+    if ignored is not None:
+        wrong = wrong & (labels != ignored)
     # inside vmap a value cannot be read; the batch has been checked outside by then
     if not torch._C._functorch.is_functorch_wrapped_tensor(wrong) and bool(wrong.any()):
         at = int(wrong.nonzero()[0, 0])

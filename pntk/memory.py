@@ -45,10 +45,10 @@ def batch_that_fits(plan: Plan, projector: Projector, count: int, budget: int | 
         return count
     kept = 2 if plan.outputs > 1 else 1  # transformed inputs stay for the next output
     each = kept * plan.sample_bytes + projector.width * projector.dtype.itemsize
-    room = budget - projector.workspace
+    room = budget // 2  # the other half is for temporaries and sign tables
     if room < each:
         raise ConfigError(
-            f"memory_budget is {budget:,} bytes and one sample takes about "
-            f"{each + projector.workspace:,}; expected room for one"
+            f"memory_budget is {budget:,} bytes and one sample takes about {2 * each:,} by "
+            "estimate; expected room for one"
         )
     return min(count, room // each)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from pntk.batch import split
+from pntk.describe import describe
 from pntk.errors import ConfigError, DataError, OutputError
 from pntk.logits import Model, class_labels, logits_of, tensor_of
-from pntk.naming import fingerprint
 from pntk.projection.bits import signs, stream_id
 
 
@@ -158,8 +158,8 @@ class Loss(Output):
 
     Args:
         criterion: ``(logits, labels) -> loss``, a module or a function; a module's ``reduction``
-            is set to per-sample, and further axes are averaged or summed as it asks. Cross entropy
-            when left out.
+            is set to ``none`` and further axes are summed, or averaged over what is not ignored,
+            as it asks. Class weights multiply. Cross entropy when left out.
     """
 
     criterion: Callable[[Any, Tensor], Tensor] = field(default_factory=nn.CrossEntropyLoss)
@@ -175,7 +175,7 @@ class Loss(Output):
         result = tensor_of(model(*args, **kwargs))
         soft = isinstance(labels, Tensor) and labels.shape == result.shape  # probabilities
         if isinstance(self.criterion, nn.CrossEntropyLoss) and result.dim() == 2 and not soft:
-            labels = class_labels(labels, result, self.name)
+            labels = class_labels(labels, result, self.name, self.criterion.ignore_index)
         criterion = self.criterion
         reduction = getattr(criterion, "reduction", None)
         if isinstance(criterion, nn.Module) and reduction is not None:
@@ -198,7 +198,7 @@ class Loss(Output):
         return Values(values, labels if labels.dim() == 1 else None)
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "criterion": _describe_callable(self.criterion)}
+        return {"name": self.name, "criterion": describe(self.criterion)}
 
 
 class Clip(Output):
@@ -304,30 +304,12 @@ class Custom(Output):
         return Values(result, _labels_if_any(batch))
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "callable": _describe_callable(self.function)}
+        return {"name": self.name, "callable": describe(self.function)}
 
 
 def _labels_if_any(batch: Any) -> Tensor | None:
     labels = split(batch)[2]
     return labels if isinstance(labels, Tensor) and labels.dim() == 1 else None
-
-
-def _describe_callable(function: Any) -> str:
-    """Return a name, with a module's plain settings and a hash of its tensors."""
-    if isinstance(function, functools.partial):
-        return f"partial({_describe_callable(function.func)}, {function.args}, {function.keywords})"
-    kind = function if hasattr(function, "__qualname__") else type(function)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    if not isinstance(function, nn.Module):
-        return name
-    settings = {
-        key: value
-        for key, value in sorted(vars(function).items())
-        if isinstance(value, (str, int, float, bool, type(None)))
-        and not key.startswith("_")
-        and key != "training"
-    }
-    return f"{name}({settings}, tensors {fingerprint(function)})"
 
 
 OUTPUTS: dict[str, Callable[[], Output]] = {

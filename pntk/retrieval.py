@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pntk.errors import ConfigError
 from pntk.rows import as_rows, check_same_map, check_widths, inverse_norms
+from pntk.store import FeatureStore
 
 METRICS = ("cosine", "dot")
 
@@ -18,7 +19,8 @@ class TopK(NamedTuple):
 
     Attributes:
         values: [m, k], descending.
-        indices: int64 [m, k], rows of the store; the lower comes first among equal scores.
+        indices: int64 [m, k], rows of the store; the lower comes first among equal scores. Where
+            there is no usable row left, or the query is not usable, -1 with the value -inf.
     """
 
     values: Tensor
@@ -36,6 +38,8 @@ def topk(
     device: torch.device | str = "cpu",
 ) -> TopK:
     """Return, for each query, the k rows of the store with the largest kernel entries.
+
+    Rows that a store marks as skipped, and rows that are not finite, are never found.
 
     Args:
         queries: rows [m, d]: tensor, array or FeatureStore.
@@ -65,21 +69,31 @@ def topk(
         raise ConfigError(f"tiles are {query_tile} and {tile}; expected positive numbers of rows")
     dtype = torch.promote_types(left.dtype, right.dtype)
     scale = inverse_norms(right, tile).to(dtype) if metric == "cosine" else None
+    skipped: Any = store.skipped if isinstance(store, FeatureStore) else []
+    useless = torch.as_tensor(skipped, dtype=torch.int64, device=device)
     found = []
     for i in range(0, left.shape[0], query_tile):
         x = left[i : i + query_tile].to(device=device, dtype=dtype)
         if metric == "cosine":
             x = x * inverse_norms(x, tile)[:, None]
-        found.append(_search(x, right, scale, k, tile))
-    return TopK(torch.cat([f.values for f in found]), torch.cat([f.indices for f in found]))
+        found.append(_search(x, right, scale, useless, k, tile))
+    values, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
+    if isinstance(queries, FeatureStore):
+        values[queries.skipped] = float("-inf")
+    return TopK(values, torch.where(values == float("-inf"), -1, indices))
 
 
-def _search(x: Tensor, rows: Tensor, scale: Tensor | None, k: int, tile: int) -> TopK:
+def _search(
+    x: Tensor, rows: Tensor, scale: Tensor | None, useless: Tensor, k: int, tile: int
+) -> TopK:
     best = TopK(x.new_empty(x.shape[0], 0), x.new_empty(x.shape[0], 0, dtype=torch.int64))
     for j in range(0, rows.shape[0], tile):
         scores = x @ rows[j : j + tile].to(x).T
         if scale is not None:
             scores *= scale[j : j + tile].to(scores)
+        scores.nan_to_num_(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
+        here = useless[(useless >= j) & (useless < j + tile)] - j
+        scores[:, here] = float("-inf")
         values, indices = stable_topk(scores, min(k, scores.shape[1]))
         values = torch.cat([best.values, values], dim=1)
         indices = torch.cat([best.indices, indices + j], dim=1)

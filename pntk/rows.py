@@ -12,8 +12,6 @@ from torch import Tensor
 from pntk.errors import ConfigError
 from pntk.store import FeatureStore
 
-Rows = Tensor | np.ndarray | FeatureStore
-
 
 def as_rows(rows: Any, what: str = "rows") -> Tensor:
     """Return rows [n, k] as a floating point tensor; a store's are mapped, not read.
@@ -75,5 +73,5 @@ def check_same_map(a: Any, b: Any) -> None:
 
 def inverse_norms(rows: Tensor, tile: int) -> Tensor:
     """Return 1 / |row| [n], and 0 for rows of zeros, a tile at a time."""
-    norms = torch.cat([part.norm(dim=1) for part in rows.split(tile)])
-    return torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
+    norms = torch.cat([part.norm(dim=1, dtype=torch.float64) for part in rows.split(tile)])
+    return torch.where(norms > 0, 1 / norms, torch.zeros_like(norms)).to(rows.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pntk.batch import to_device
-from pntk.errors import NonFiniteError
+from pntk.errors import DataError, NonFiniteError
 from pntk.loading import Batches
 from pntk.outputs import Values
 from pntk.store import RowWriter
@@ -49,7 +49,10 @@ def write_rows(
     )
     with bar:
         for index, batch in batches.covering(missing):
-            rows, values = featurizer.rows_and_values(to_device(batch, featurizer.device))
+            try:
+                rows, values = featurizer.rows_and_values(to_device(batch, featurizer.device))
+            except DataError as error:
+                raise DataError(f"in rows {index[0]} to {index[-1]}: {error}") from None
             wanted = lacks[index]
             skipped = None
             if featurizer.on_nonfinite == "raise":

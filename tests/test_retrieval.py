@@ -150,3 +150,25 @@ def test_the_gpu_finds_the_same():
     expected = topk(queries, store, 9, metric="dot")
     found = topk(queries, store, 9, metric="dot", tile=8, device="cuda")
     assert torch.equal(found.indices, expected.indices)
+
+
+def test_rows_that_are_not_finite_are_never_found():
+    rows = torch.tensor([[1.0, 0.0], [float("nan"), 0.0], [2.0, 0.0]])
+    found = topk(rows, rows, k=3, metric="dot")
+    assert found.indices[0].tolist() == [2, 0, -1]
+    assert found.indices[1].tolist() == [-1, -1, -1]
+
+
+def test_skipped_rows_are_never_found(tmp_path):
+    x = torch.tensor([[1.0, 2.0], [float("nan"), 0.0], [-1.0, 1.0]])
+    f = Featurizer(torch.nn.Linear(2, 3), proj_dim=64, on_nonfinite="skip")
+    with f.featurize(x, tmp_path / "rows.h5", progress=False) as store:
+        found = f.topk(-store[0][None], store, k=3)
+        assert 1 not in found.indices and found.indices[0, 2] == -1
+        assert f.topk(store, store, k=1).indices[:, 0].tolist() == [0, -1, 2]
+
+
+def test_cosines_of_tiny_and_huge_rows():
+    for size in (1e-24, 1e20):
+        rows = torch.full((1, 4), size)
+        assert topk(rows, rows, k=1).values.item() == pytest.approx(1.0)

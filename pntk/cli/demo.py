@@ -26,8 +26,8 @@ from pntk.cli.demo_steps import (
     write_kernel,
 )
 from pntk.cli.errors import explain_stop
+from pntk.extras import require
 from pntk.report import write_report
-from pntk.report.extras import require
 from pntk.report.neighbours import VOTERS
 from pntk.report.summary import format_share
 

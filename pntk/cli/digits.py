@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pntk.extras import require
 from pntk.models import LeNet
-from pntk.report.extras import require
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 0  # of the split alone, so that accuracies of different seeds compare

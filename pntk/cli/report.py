@@ -11,9 +11,9 @@ import typer
 from pntk.cli.common import JsonFlag, NeighboursOption, StoreFile, check_out, print_json
 from pntk.cli.factories import load_data
 from pntk.errors import ConfigError
+from pntk.extras import require
 from pntk.report import write_report
 from pntk.report.build import Source, build_report, check_build
-from pntk.report.extras import require
 from pntk.store import FeatureStore
 
 NAME = "report"

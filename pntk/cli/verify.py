@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pntk.cli.common import JsonFlag, StoreFile, print_json, say
-from pntk.cli.errors import FAILED, USAGE
+from pntk.cli.errors import FAILED
 from pntk.errors import StoreError
 from pntk.store import FeatureStore
 
@@ -26,13 +26,15 @@ def command(
     """Read a whole store and compare each row with its checksum.
 
     Exit codes: 0 all rows are as they were written (missing rows are no damage); 1 rows are
-    damaged, and named; 2 the file cannot be opened as a store.
+    damaged, and named, or the file is no store that can be read.
     """
     try:
         opened = FeatureStore(store)
     except StoreError as error:
+        if as_json:
+            print_json({"path": store, "ok": False, "messages": [str(error)]})
         say(f"error: {error}")
-        raise typer.Exit(USAGE) from error
+        raise typer.Exit(FAILED) from error
     found = opened.verify(progress=progress)
     if as_json:
         print_json({"path": opened.path, **asdict(found)})

@@ -96,5 +96,6 @@ def check_alone(
             raise CheckError(
                 f"the {what} of sample {last} changes with the batch it travels in (relative "
                 f"difference {difference:.1e}, at most {limit:.0e} expected); the model or the "
-                "output mixes samples: make each sample's value depend on that sample alone"
+                "output mixes samples: make each sample's value depend on that sample alone (if it "
+                "does, a layer holds samples in an order of its own: pass fallback='*')"
             )

@@ -94,7 +94,8 @@ class Fallback:
 
         values = {name: p.detach() for name, p in self._params.items()}
         # the fused attention kernels have no vmap rule
-        with quiet(self._model), sdpa_kernel(SDPBackend.MATH):
+        with quiet(self._model), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")
             return vmap(grad(value), in_dims=(None, 0))(values, list(tensors(batch)))
 
     def _warn(self, error: RuntimeError) -> None:

@@ -29,6 +29,7 @@ class Plan:
         fallback: canonical parameter name -> why no rule serves it.
         outputs: c, the number of differentiated outputs; 0 before the probe.
         sample_bytes: estimate of what one sample's forward and backward hold; 0 before the probe.
+        reweights: whether the output gives a reweighting Q.
     """
 
     params: dict[str, nn.Parameter]
@@ -36,6 +37,7 @@ class Plan:
     fallback: dict[str, str]
     outputs: int = 0
     sample_bytes: int = 0
+    reweights: bool = False
 
     def drop(self, names: Iterable[str], reason: str) -> None:
         """Move parameters from their rules to the fallback."""

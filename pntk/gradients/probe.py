@@ -63,7 +63,9 @@ def _plain_values(plan: Plan, model: nn.Module, output: Output, batch: Any) -> T
     device = next(iter(plan.params.values())).device
     random = _random_state(device)
     versions = {name: buffer._version for name, buffer in model.named_buffers()}
-    values = check_values(output(model, batch), 2)
+    found = output(model, batch)
+    values = check_values(found, 2)
+    plan.reweights = found.reweighting is not None
     if not torch.equal(random, _random_state(device)):
         raise ModelError(
             f"the forward pass of {type(model).__name__} draws random numbers, so rows would "
@@ -79,13 +81,16 @@ def _plain_values(plan: Plan, model: nn.Module, output: Output, batch: Any) -> T
 
 
 def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    on_cpu = torch.get_rng_state()
+    if device.type != "cuda":
+        return on_cpu
+    return torch.cat([on_cpu, torch.cuda.get_rng_state(device)])
 
 
 def _watch(
     plan: Plan, model: nn.Module, output: Output, batch: Any, size: int
 ) -> tuple[Shapes, Tensor]:
-    """Return each layer's input shapes, call by call, and the values with shared calls expanded."""
+    """Return the input shapes of each layer's calls, and the values with shared ones expanded."""
     shapes: Shapes = defaultdict(list)
 
     def on_call(use: Use, inputs: Tensor, result: Tensor) -> Tensor:

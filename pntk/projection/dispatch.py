@@ -11,7 +11,7 @@ from torch import Tensor
 from pntk.errors import ConfigError
 from pntk.projection.dense import DenseSketch, IdentitySketch
 from pntk.projection.hadamard import HadamardSketch
-from pntk.projection.signs import SignCache
+from pntk.projection.signs import SIGN_CACHE_BYTES, SignCache
 from pntk.projection.sketch import WORKSPACE_BYTES, Sketch
 from pntk.projection.spec import ProjectionSpec
 
@@ -42,6 +42,7 @@ class Projector:
         dtype: float32 or float64, in which rows are summed.
         device: where gradients are.
         outputs: number of differentiated outputs; the identity gives each its own columns.
+        workspace: bytes of temporaries; cache: bytes of sign tables to keep.
     """
 
     def __init__(
@@ -51,19 +52,18 @@ class Projector:
         *,
         dtype: torch.dtype,
         device: torch.device,
-        impl: str = "auto",
         outputs: int = 1,
         workspace: int = WORKSPACE_BYTES,
+        cache: int = SIGN_CACHE_BYTES,
     ) -> None:
         self.spec = spec
-        self.impl = resolve_impl(impl)
         self.dtype = dtype
         self.device = device
         self.shapes = dict(shapes)
         self.gradient_size = sum(math.prod(shape) for shape in shapes.values())
         self.width = spec.proj_dim or self.gradient_size * outputs
         self.workspace = workspace
-        self._cache = SignCache()
+        self._cache = SignCache(cache)
         self._sketches: dict[str, Sketch] = {}
 
     def sketch(self, name: str) -> Sketch:

@@ -71,7 +71,7 @@ class HadamardSketch(Sketch):
     def _as_matrix(self, gradient: Tensor) -> Tensor:
         """View [b, *shape] as [b, O, columns]: kernel position outer, channel inner."""
         t, b = self.tiles, gradient.shape[0]
-        if len(t.shape) < 2:
+        if t.vector:
             return pad_last(gradient.reshape(b, -1), t.rows * t.channels).view(b, t.rows, -1)
         by_position = gradient.reshape(b, t.rows, t.channels, t.positions).transpose(2, 3)
         if t.per_position and t.positions > 1:
@@ -142,7 +142,7 @@ class HadamardSketch(Sketch):
     def prepare_rows(self, rows: Tensor) -> Tensor:
         """Return H D rows: [b, O, T] -> [b, padded rows, T]; as they are for the late road."""
         rows = rows.to(self.dtype)
-        if self._late(rows.shape[2]):
+        if self.tiles.vector or self._late(rows.shape[2]):
             return rows.contiguous()
         return _mix(rows, self.signs.row_diagonal, self._h_rows)
 
@@ -150,7 +150,7 @@ class HadamardSketch(Sketch):
         """Return H D' columns: C -> padded channels (or all P * C together)."""
         t, x, windows = self.tiles, columns.tensor.to(self.dtype), columns.windows
         positions = x.shape[2] if windows is None else math.prod(windows.grid)
-        if self._late(positions):
+        if t.vector or self._late(positions):
             return Columns(x, windows)
         if not t.per_position and windows is not None:
             x, windows = torch.cat(list(windows.patches(x)), dim=1), None
@@ -158,6 +158,9 @@ class HadamardSketch(Sketch):
         return Columns(mixed.view(x.shape[0], t.padded_channels, *x.shape[2:]), windows)
 
     def add_products(self, rows: Tensor, columns: Columns, out: Tensor, output: int = 0) -> None:
+        if self.tiles.vector:  # one row: its products are the gradient itself
+            super().add_products(rows, columns, out, output)
+            return
         positions = rows.shape[2]
         add = self._add_late if self._late(positions) else self._add_early
         each = self._tile_bytes()
@@ -207,9 +210,9 @@ class HadamardSketch(Sketch):
 
     def add_lookup(self, ids: Tensor, delta: Tensor, out: Tensor, output: int = 0) -> None:
         t, tokens = self.tiles, ids.shape[1]
-        if t.rows <= DENSE_LOOKUP * tokens:
+        if t.vector or t.rows <= DENSE_LOOKUP * tokens:
             for part in parts(ids.shape[0], self.size * self.dtype.itemsize, self.workspace):
-                dense = scatter_rows(ids[part], delta[part].to(self.dtype), t.rows)
+                dense = scatter_rows(ids[part], delta[part].to(self.dtype), self.shape[0])
                 self.add_gradient(dense, out[part], output)
             return
         columns = _mix(

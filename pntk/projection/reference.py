@@ -85,7 +85,7 @@ def _hadamard(spec: ProjectionSpec, name: str, shape: tuple[int, ...], output: i
 
 def _place(t: TileLayout, element: int) -> tuple[int, int]:
     """Return (row, padded column) of a row-major element index."""
-    if len(t.shape) < 2:
+    if t.vector:
         return divmod(element, t.ki)
     row, rest = divmod(element, t.channels * t.positions)
     channel, position = divmod(rest, t.positions)

@@ -12,12 +12,13 @@ from pntk.projection.spec import ProjectionSpec
 from pntk.projection.tiles import TileLayout
 
 GROUP = 8  # gamma shifts whole groups of eight columns
+SIGN_CACHE_BYTES = 256 * 2**20
 
 
 class SignCache:
     """Keep sign tensors up to a number of bytes; what does not fit is made anew each time."""
 
-    def __init__(self, limit: int = 256 * 2**20) -> None:
+    def __init__(self, limit: int = SIGN_CACHE_BYTES) -> None:
         self.left = limit
         self._kept: dict[object, Tensor] = {}
 

@@ -33,11 +33,6 @@ class Windows:
     dilation: tuple[int, ...]
     grid: tuple[int, ...]
 
-    @property
-    def positions(self) -> int:
-        """P, the number of kernel positions."""
-        return math.prod(self.kernel)
-
     def slices(self) -> Iterator[tuple[slice, ...]]:
         """Yield, for each kernel position in row-major order, what it sees of the input."""
         for offset in itertools.product(*map(range, self.kernel)):

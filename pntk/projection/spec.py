@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from dataclasses import asdict, dataclass
 
 from pntk.errors import ConfigError
@@ -41,8 +42,7 @@ class ProjectionSpec:
             raise ConfigError(
                 f"unknown projection {self.family!r}; expected one of {', '.join(FAMILIES)}"
             )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ConfigError(f"seed is {self.seed!r}; expected an integer from 0 to 2^64 - 1")
+        object.__setattr__(self, "seed", _integer("seed", self.seed, "from 0 to 2^64 - 1"))
         if not 0 <= self.seed < MAX_SEED:
             raise ConfigError(f"seed is {self.seed}; expected 0 to 2^64 - 1")
         if self.family == "identity":
@@ -54,7 +54,9 @@ class ProjectionSpec:
             return
         if self.proj_dim is None:
             object.__setattr__(self, "proj_dim", DEFAULT_PROJ_DIM)
-        _check_proj_dim(self.family, self.proj_dim)
+        proj_dim = _integer("proj_dim", self.proj_dim, "of at least 1")
+        object.__setattr__(self, "proj_dim", proj_dim)
+        _check_proj_dim(self.family, proj_dim)
 
     def to_dict(self) -> dict[str, object]:
         """Return the three fields as plain JSON values."""
@@ -81,9 +83,17 @@ class ProjectionSpec:
             ) from None
 
 
-def _check_proj_dim(family: str, proj_dim: object) -> None:
-    if isinstance(proj_dim, bool) or not isinstance(proj_dim, int):
-        raise ConfigError(f"proj_dim is {proj_dim!r}; expected a positive integer")
+def _integer(what: str, value: object, expected: str) -> int:
+    """Return an int of any integer type (NumPy's too), but not of a bool."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]  # what has no index raises
+    except TypeError:
+        raise ConfigError(f"{what} is {value!r}; expected an integer {expected}") from None
+
+
+def _check_proj_dim(family: str, proj_dim: int) -> None:
     if proj_dim < 1:
         raise ConfigError(f"proj_dim is {proj_dim}; expected at least 1")
     if family != "hadamard":

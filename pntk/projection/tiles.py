@@ -26,10 +26,10 @@ def tile_shape(proj_dim: int) -> tuple[int, int]:
 class TileLayout:
     """The tiling of one parameter; a function of its shape and k alone.
 
-    A tensor of three or more axes is read as a convolution kernel [O, C, *P]. A vector is cut into
-    rows of ki numbers. ``per_position`` says whether each position's channels are padded to a
-    multiple of ki on their own (when C >= ki / 2), or all P * C columns are taken together,
-    position outer and channel inner.
+    A ``vector``, as what has one row only is, is cut into rows of ki numbers. A tensor of three or
+    more axes is read as a convolution kernel [O, C, *P]. ``per_position`` says whether each
+    position's channels are padded to a multiple of ki on their own (when C >= ki / 2), or all P * C
+    columns are taken together, position outer and channel inner.
     """
 
     shape: tuple[int, ...]
@@ -39,16 +39,18 @@ class TileLayout:
     ko: int
     ki: int
     per_position: bool
+    vector: bool
 
     @classmethod
     def of(cls, shape: tuple[int, ...], proj_dim: int) -> TileLayout:
         """Return the layout of a parameter with this shape."""
         ko, ki = tile_shape(proj_dim)
-        if len(shape) < 2:
+        if len(shape) < 2 or shape[0] == 1:
             size = math.prod(shape)
-            return cls(shape, -(-size // ki), min(size, ki), 1, ko, ki, True)
+            return cls(shape, -(-size // ki), min(size, ki), 1, ko, ki, True, True)
         rows, channels, positions = shape[0], shape[1], math.prod(shape[2:])
-        return cls(shape, rows, channels, positions, ko, ki, 2 * channels >= ki or positions == 1)
+        per_position = 2 * channels >= ki or positions == 1
+        return cls(shape, rows, channels, positions, ko, ki, per_position, False)
 
     @property
     def row_blocks(self) -> int:

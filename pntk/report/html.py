@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from pntk.errors import ConfigError
+from pntk.extras import require
 from pntk.report import plots, summary
 from pntk.report.content import Report, check_report
-from pntk.report.extras import require
 
 OPEN_COVERAGE_ROWS = 24  # a longer table starts folded
 

@@ -26,8 +26,10 @@ def labels_of(store: FeatureStore) -> Labels:
 
 
 def usable_rows(store: FeatureStore) -> Labels:
-    """Return the rows that were not skipped."""
-    return np.flatnonzero(store.done == DONE).astype(np.int64)
+    """Return the rows that were not skipped and hold no NaN or infinity."""
+    rows = store.numpy()
+    parts = [np.isfinite(rows[i : i + 4096]).all(1) for i in range(0, len(rows), 4096)]
+    return np.flatnonzero((store.done == DONE) & np.concatenate(parts)).astype(np.int64)
 
 
 def balanced(labels: Labels, rows: Labels, size: int, rng: np.random.Generator) -> Labels:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pntk.report.extras import require
+from pntk.extras import require
 from pntk.report.summary import FloatArray, cumulative_share, significant_spectrum
 
 if TYPE_CHECKING:

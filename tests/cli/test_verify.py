@@ -28,5 +28,5 @@ def test_bad_rows_are_named(invoke, stores):
 
 def test_file_that_is_no_store(refused, invoke, toy):
     (toy / "bad.h5").write_text("no store")
-    assert "bad.h5" in refused("verify", "bad.h5", code=2)
+    assert "bad.h5" in refused("verify", "bad.h5", code=1)
     assert "does not exist" in invoke("verify", "absent.h5", code=2).stderr

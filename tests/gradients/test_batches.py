@@ -79,7 +79,7 @@ def test_a_memory_budget_cuts_the_batch_and_changes_nothing(distance, name, outp
     featurizer, batch, rows = featurized(name, output)
     kept = 2 if output == "trace" else 1
     each = kept * featurizer._plan.sample_bytes + rows[0].numel() * rows.element_size()
-    small = Featurizer(featurizer.model, output, proj_dim=64, memory_budget=4 * each * 4 // 3 + 8)
+    small = Featurizer(featurizer.model, output, proj_dim=64, memory_budget=4 * each * 2 + 8)
     small(batch[:2])
     assert batch_that_fits(small._plan, small._ready, SAMPLES, small.memory_budget) == 4
     assert distance(small(batch), rows) <= 1e-10

@@ -23,7 +23,7 @@ def test_explicit_implementations_are_taken_as_they_are(impl):
 
 def test_unknown_implementation_never_falls_back():
     with pytest.raises(ConfigError, match=r"impl is 'cudnn'; this version has .*or 'auto'"):
-        projector(ProjectionSpec(), impl="cudnn")
+        resolve_impl("cudnn")
 
 
 def test_widths():

@@ -42,3 +42,9 @@ def test_layout(shape, k, rows, channels, blocks, per_position):
     assert t.padded_rows == blocks[0] * t.ko >= rows
     columns = t.channels if per_position else t.channels * t.positions
     assert t.padded_channels >= columns and t.padded_channels % t.ki == 0
+
+
+def test_one_row_is_a_vector():
+    """Read as a kernel, a position embedding would have a tile for each of its last axis."""
+    tiles = TileLayout.of((1, 197, 768), 4096)
+    assert tiles.vector and tiles.column_blocks == 1 and tiles.row_blocks == 37

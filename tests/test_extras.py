@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from pntk.errors import MissingExtraError
-from pntk.report.extras import require
+from pntk.extras import require
 
 
 def test_returns_the_module():
