@@ -119,7 +119,9 @@ class Featurizer:
         self.params = select_parameters(self.model, params)
         self.device = _model_device(self.model, device)
         self._check_first = check
-        forced = [fallback] if isinstance(fallback, str) else list(fallback)
+        forced = [fallback] if isinstance(fallback, str) else fallback
+        if not isinstance(forced, (list, tuple)) or not all(isinstance(g, str) for g in forced):
+            raise ConfigError(f"fallback is {fallback!r}; expected a glob or a list of globs")
         self._plan: Plan = make_plan(self.model, self.params, forced)
         self._projector: Projector | None = None
         self._fallback: Fallback | None = None
@@ -294,6 +296,7 @@ class Featurizer:
         batches = Batches(data, batch_size, num_rows)
         recorded = _checked_indices(indices, batches.length)
         self._prepared(to_device(batches.first(), self.device))
+        batch_that_fits(self._plan, self._ready, batches.batch_size, self.memory_budget)
         header = self._header(batches.length, with_indices=recorded is not None)
         with RowWriter.open(path, header, resume=resume, sync_interval=sync_interval) as writer:
             write_rows(self, batches, writer, recorded, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,7 +34,8 @@ class Batches:
     def __init__(
         self, data: Any, batch_size: int | None = None, num_rows: int | None = None
     ) -> None:
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+        if batch_size is not None and (not whole or not 1 <= batch_size < 2**31):
             raise ConfigError(f"batch_size is {batch_size!r}; expected a positive integer")
         self._loader = data if isinstance(data, DataLoader) else None
         if self._loader is not None:
@@ -170,7 +172,8 @@ def _dataset_length(data: Any) -> int:
             f"the data is a list of {len(data)} tensors; pass a tuple (inputs, labels), or "
             "torch.stack(list) if each is an example"
         )
-    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+    text = isinstance(data, (str, bytes, os.PathLike))
+    if text or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise DataError(
             f"cannot read examples from a {type(data).__name__}; expected a tensor, a tuple or "
             "dict of tensors, a map-style data set, or a DataLoader"
@@ -179,7 +182,7 @@ def _dataset_length(data: Any) -> int:
 
 
 def _stream_length(num_rows: int | None) -> int:
-    if num_rows is None or num_rows < 0:
+    if not isinstance(num_rows, int) or isinstance(num_rows, bool) or num_rows < 0:
         raise DataError(
             f"num_rows is {num_rows} for an iterable data set; expected its number of examples, "
             "for which the store reserves its space"

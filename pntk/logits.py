@@ -30,6 +30,10 @@ def logits_of(model: Model, batch: Any) -> tuple[Tensor, Tensor | None]:
             f"the model returned logits of shape {tuple(logits.shape)}; expected [b] or [b, c]: "
             "pass output=callable(model, batch) that reduces them"
         )
+    if 0 in logits.shape:
+        raise OutputError(
+            f"the model returned logits of shape {tuple(logits.shape)}; expected at least one"
+        )
     if not logits.is_floating_point():
         raise OutputError(f"the model returned {logits.dtype} logits; expected floating point")
     if logits.dtype in (torch.float16, torch.bfloat16):
@@ -69,7 +73,11 @@ def class_labels(labels: Any, logits: Tensor, name: str, ignored: int | None = N
             f"output {name!r} needs labels and the batch has none; pass (inputs, labels), or a "
             "dict with 'labels'"
         )
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
+    if (
+        not isinstance(labels, Tensor)
+        or labels.is_floating_point()
+        or (labels.is_complex() or labels.dim() != 1)
+    ):
         seen = (
             f"{labels.dtype} of shape {tuple(labels.shape)}"
             if isinstance(labels, Tensor)

@@ -28,7 +28,7 @@ def parse_bytes(size: int | str | None) -> int | None:
         number = float(found[1]) * _UNITS[found[2].lower()] if found else 0.0
     except (KeyError, ValueError):
         number = 0.0
-    if isinstance(size, bool) or number < 1:
+    if isinstance(size, bool) or not 1 <= number < 2**63:
         raise ConfigError(
             f"memory_budget is {size!r}; expected bytes, or a text such as '500MB' or '2GiB'"
         )

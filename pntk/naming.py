@@ -77,6 +77,10 @@ def select_parameters(model: nn.Module, chosen: ParamFilter) -> dict[str, nn.Par
                 f"names look like {next(iter(everything))!r}"
             )
         return _usable(found)
+    if not isinstance(chosen, (str, list, tuple, set)):
+        raise ConfigError(
+            f"params is {chosen!r}; expected a glob, a list of globs, a predicate, or None"
+        )
     patterns = [chosen] if isinstance(chosen, str) else list(chosen)
     if not patterns:
         raise ConfigError("params is an empty list; pass globs such as 'layer4.*', or None for all")

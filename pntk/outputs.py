@@ -165,6 +165,12 @@ class Loss(Output):
     criterion: Callable[[Any, Tensor], Tensor] = field(default_factory=nn.CrossEntropyLoss)
     name = "loss"
 
+    def __post_init__(self) -> None:
+        if not callable(self.criterion):
+            raise ConfigError(
+                f"criterion is {self.criterion!r}; expected a callable (logits, labels) -> loss"
+            )
+
     def __call__(self, model: Model, batch: Any) -> Values:
         args, kwargs, labels = split(batch)
         if labels is None:
@@ -329,6 +335,11 @@ def resolve_output(output: str | Output | Callable[[Any, Any], Any]) -> Output:
     """
     if isinstance(output, Output):
         return output
+    if isinstance(output, nn.Module) or (isinstance(output, type) and issubclass(output, Output)):
+        raise ConfigError(
+            f"output is {output!r}; expected a name, an object of pntk.outputs, or a function of "
+            "(model, batch): a criterion goes into pntk.outputs.Loss(criterion)"
+        )
     if callable(output):
         return Custom(output)
     if output == "clip":
@@ -336,7 +347,7 @@ def resolve_output(output: str | Output | Callable[[Any, Any], Any]) -> Output:
             "output 'clip' needs embeddings to contrast with; pass "
             "pntk.outputs.Clip(image_embeddings, text_embeddings)"
         )
-    if output not in OUTPUTS:
+    if not isinstance(output, str) or output not in OUTPUTS:
         raise ConfigError(
             f"unknown output {output!r}; expected one of {', '.join(OUTPUTS)}, clip, or a callable "
             "(model, batch) -> [b] or [b, c]"
@@ -351,6 +362,13 @@ def check_values(found: Values, batch: int) -> Tensor:
         OutputError: not one row a sample, not floating point, or no graph behind it.
     """
     values = found.values
+    if not isinstance(values, Tensor):
+        raise OutputError(
+            f"the output's values are a {type(values).__name__}; expected a tensor [b] or [b, c]"
+        )
+    q = found.reweighting
+    if q is not None and (not isinstance(q, Tensor) or tuple(q.shape) != (batch,)):
+        raise OutputError(f"the output's reweighting is not a tensor [{batch}], one a sample")
     if values.dim() not in (1, 2) or values.shape[0] != batch:
         raise OutputError(
             f"the output has shape {tuple(values.shape)} for a batch of {batch}; expected "

@@ -127,6 +127,8 @@ def check_out(path: Path, *, suffixes: tuple[str, ...] = (), new: bool = False) 
     Raises:
         ConfigError: it is a folder, lies in none, has another suffix, or exists and must not.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ConfigError(f"--out {path} is not a regular file; choose another path")
     if path.is_dir():
         raise ConfigError(f"--out {path} is a folder; expected the path of a file in it")
     if not path.absolute().parent.is_dir():

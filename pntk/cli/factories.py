@@ -119,7 +119,13 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     """
     try:
         loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"--checkpoint {checkpoint} cannot be read as a state dict: it is none, or holds "
+            "objects that pntk does not load because that can run code; save model.state_dict() "
+            "with torch.save"
+        ) from error
+    except Exception as error:  # a damaged file can make the unpickler raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"--checkpoint {checkpoint} cannot be read: {reason}; expected a state dict that "

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from pntk.cli.common import JsonFlag, NeighboursOption, StoreFile, check_out, print_json
+from pntk.cli.common import JsonFlag, NeighboursOption, StoreFile, print_json
 from pntk.cli.factories import load_data
 from pntk.errors import ConfigError
 from pntk.extras import require
+from pntk.files import check_replaceable
 from pntk.report import write_report
 from pntk.report.build import Source, build_report, check_build
 from pntk.store import FeatureStore
@@ -51,7 +52,7 @@ def command(
 
     It is one file, which needs no other and no network.
     """
-    check_out(out)
+    check_replaceable(out)
     if query_data is not None and queries is None:
         raise ConfigError("--query-data goes with --queries; for STORE.h5 itself use --data")
     for module in ("jinja2", "matplotlib"):

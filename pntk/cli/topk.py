@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ from pntk.cli.common import (
     say,
 )
 from pntk.errors import ConfigError
+from pntk.files import check_replaceable, write_whole
 from pntk.retrieval import METRICS, topk
 from pntk.rows import check_same_map
 from pntk.store import FeatureStore
@@ -56,6 +58,7 @@ def command(
     """Find, for each query, the rows with the largest kernel entries."""
     if out is not None:
         check_out(out, suffixes=SUFFIXES)
+        check_replaceable(out)
     asked, searched = FeatureStore(queries), FeatureStore(store)
     check_same_map(asked, searched)
     if k > len(searched):
@@ -114,7 +117,7 @@ def _hits(
     if asked.labels is not None:
         hits["query_labels"] = asked.labels[places]
     if searched.labels is not None:
-        hits["labels"] = searched.labels[indices]
+        hits["labels"] = np.where(indices < 0, -1, searched.labels[indices])
     return hits
 
 
@@ -143,16 +146,19 @@ def _label(labels: np.ndarray | None, at: Any) -> int | None:
 
 def _write(hits: dict[str, np.ndarray], out: Path) -> None:
     if out.suffix == ".npz":
-        np.savez(out, **hits)  # type: ignore[arg-type]  # its stub takes no unpacked arrays
+        packed = io.BytesIO()
+        np.savez(packed, **hits)  # type: ignore[arg-type]  # its stub takes no unpacked arrays
+        write_whole(out, packed.getvalue())
     elif out.suffix == ".json":
-        out.write_text(json.dumps(plain(_records(hits)), indent=2) + "\n", encoding="utf-8")
+        write_whole(out, (json.dumps(plain(_records(hits)), indent=2) + "\n").encode())
     else:
-        with open(out, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["query", "query_label", "rank", "row", "label", "score"])
-            for record in _records(hits):
-                for rank, hit in enumerate(record["neighbours"], 1):
-                    writer.writerow([record["query"], record["label"], rank, *hit.values()])
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["query", "query_label", "rank", "row", "label", "score"])
+        for record in _records(hits):
+            for rank, hit in enumerate(record["neighbours"], 1):
+                writer.writerow([record["query"], record["label"], rank, *hit.values()])
+        write_whole(out, text.getvalue().encode())
 
 
 def _print(hits: dict[str, np.ndarray]) -> None:

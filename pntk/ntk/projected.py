@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,15 @@ def _write(
 ) -> Path:
     if path.exists():
         raise StoreError(f"{path} exists; give another path for the kernel, or delete it")
+    if not path.absolute().parent.is_dir():
+        raise StoreError(f"{path}: the directory {path.parent} does not exist; create it first")
+    needed = shape[0] * shape[1] * dtype.itemsize
+    free = shutil.disk_usage(path.absolute().parent).free
+    if needed > free:
+        raise StoreError(
+            f"a kernel of {shape[0]:,} x {shape[1]:,} takes {needed:,} bytes and {free:,} are free "
+            f"in {path.absolute().parent}; take fewer rows, or another disk"
+        )
     partial = path.with_name(path.name + ".partial")
     numpy_dtype = np.dtype(str(dtype).removeprefix("torch."))
     try:

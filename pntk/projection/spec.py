@@ -12,6 +12,7 @@ FAMILIES = ("hadamard", "rademacher", "normal", "identity")
 DEFAULT_PROJ_DIM = 4096
 MIN_TILE_COLUMNS = 8
 MAX_SEED = 2**64
+MAX_PROJ_DIM = 2**28  # a row of 1 GiB
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def _integer(what: str, value: object, expected: str) -> int:
 
 
 def _check_proj_dim(family: str, proj_dim: int) -> None:
-    if proj_dim < 1:
-        raise ConfigError(f"proj_dim is {proj_dim}; expected at least 1")
+    if not 1 <= proj_dim <= MAX_PROJ_DIM:
+        raise ConfigError(f"proj_dim is {proj_dim}; expected at least 1 and at most {MAX_PROJ_DIM}")
     if family != "hadamard":
         return
     if proj_dim < MIN_TILE_COLUMNS:

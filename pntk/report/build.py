@@ -107,9 +107,9 @@ def check_build(train: FeatureStore, queries: FeatureStore, k: int, *, same: boo
                 f"all {len(store)} rows of {store.path} were skipped as NaN or infinite; "
                 "featurize data with finite gradients"
             )
-    most = len(train) - same
+    most = len(usable_rows(train)) - same
     if not 1 <= k <= most:
-        raise ConfigError(f"k is {k}; expected 1 to {most}, the rows of the store to search in")
+        raise ConfigError(f"k is {k}; expected 1 to {most}, the usable rows to search in")
 
 
 def run_facts(train: FeatureStore, queries: FeatureStore | None = None) -> dict[str, str]:

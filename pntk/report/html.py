@@ -1,13 +1,12 @@
 """Render a report to one HTML file."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pntk.errors import ConfigError
 from pntk.extras import require
+from pntk.files import check_replaceable, write_whole
 from pntk.report import plots, summary
 from pntk.report.content import Report, check_report
 
@@ -31,9 +30,9 @@ def write_report(report: Report, path: str | Path) -> Path:
         MissingExtraError: jinja2 or matplotlib is not installed.
     """
     path = Path(path)
-    _check_path(path)
+    check_replaceable(path)
     check_report(report)
-    _replace(path, render_report(report).encode("utf-8", errors="replace"))
+    write_whole(path, render_report(report).encode("utf-8", errors="replace"))
     return path
 
 
@@ -80,23 +79,3 @@ def _spectrum_figure(report: Report) -> dict[str, Any] | None:
         "src": plots.data_uri(plots.spectrum_plot(report.spectrum)),
         "caption": summary.spectrum_caption(report.spectrum),
     }
-
-
-def _check_path(path: Path) -> None:
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder: name a file in it, such as {path / 'report.html'}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"the folder {path.parent} does not exist: create it first")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside the target and rename, so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -37,7 +37,7 @@ class FeatureStore:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).resolve()
+        self.path = Path(os.path.abspath(path))
         self._layout = read_layout(self.path)
         with open(self.path, "rb") as file:
             self._views = self._layout.views(map_file(file, self._layout, "read"))

@@ -65,7 +65,7 @@ class RowWriter:
         """
         if not sync_interval >= 0:
             raise StoreError(f"sync_interval is {sync_interval!r}, expected seconds of at least 0")
-        path = Path(path).resolve()
+        path = Path(os.path.abspath(path))
         created = not os.path.exists(path) and create_file(path, header)
         if not created and not resume:
             raise StoreError(
