@@ -299,7 +299,15 @@ class Featurizer:
         batch_that_fits(self._plan, self._ready, batches.batch_size, self.memory_budget)
         header = self._header(batches.length, with_indices=recorded is not None)
         with RowWriter.open(path, header, resume=resume, sync_interval=sync_interval) as writer:
-            write_rows(self, batches, writer, recorded, progress)
+            write_rows(
+                self.rows_and_values,
+                batches,
+                writer,
+                device=self.device,
+                on_nonfinite=self.on_nonfinite,
+                indices=recorded,
+                progress=progress,
+            )
         return FeatureStore(path)
 
     def _header(self, rows: int, *, with_indices: bool = False) -> StoreHeader:

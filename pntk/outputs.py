@@ -291,7 +291,11 @@ class Clip(Output):
 
 
 class Custom(Output):
-    """A callable ``(model, batch) -> [b]`` or ``[b, c]``."""
+    """A callable ``(model, batch) -> [b]`` or ``[b, c]``.
+
+    Modules of its own, beside the model, should not require gradients: a backward pass would leave
+    them in their ``grad``.
+    """
 
     name = "custom"
 

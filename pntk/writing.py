@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,25 +16,29 @@ from pntk.loading import Batches
 from pntk.outputs import Values
 from pntk.store import RowWriter
 
-if TYPE_CHECKING:
-    from pntk.featurizer import Featurizer
-
 
 def write_rows(
-    featurizer: Featurizer,
+    make_rows: Callable[[Any], tuple[Tensor, Values]],
     batches: Batches,
     writer: RowWriter,
+    *,
+    device: torch.device,
+    on_nonfinite: str,
     indices: np.ndarray | None,
     progress: bool,
 ) -> None:
     """Write the missing rows of a store.
 
     Args:
+        make_rows: batch -> (rows [b, k], the output's values).
+        device: where ``make_rows`` wants its batches.
+        on_nonfinite: ``raise``, ``skip`` or ``keep``.
         indices: int64 [n] to record beside the rows, or None.
         progress: whether to show a progress bar.
 
     Raises:
-        NonFiniteError: a row holds NaN or infinity and the featurizer raises on it.
+        DataError: a batch does not fit; rows made before are kept, as with every error.
+        NonFiniteError: a row holds NaN or infinity and ``on_nonfinite`` is ``raise``.
     """
     missing = writer.missing()
     if not len(missing):
@@ -50,14 +55,14 @@ def write_rows(
     with bar:
         for index, batch in batches.covering(missing):
             try:
-                rows, values = featurizer.rows_and_values(to_device(batch, featurizer.device))
+                rows, values = make_rows(to_device(batch, device))
             except DataError as error:
                 raise DataError(f"in rows {index[0]} to {index[-1]}: {error}") from None
             wanted = lacks[index]
             skipped = None
-            if featurizer.on_nonfinite == "raise":
+            if on_nonfinite == "raise":
                 raise_if_nonfinite(rows, index)
-            elif featurizer.on_nonfinite == "skip":
+            elif on_nonfinite == "skip":
                 skipped = (~rows.isfinite().all(1)).cpu().numpy()[wanted]
             columns = _columns(values, len(index))
             if indices is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pntk.batch import batch_size, repeat_first, take
-from pntk.errors import CheckError
+from pntk.errors import CheckError, PntkWarning
 from pntk.gradients.hooks import exact
 from pntk.gradients.ordinary import ordinary_gradients
 from pntk.gradients.plan import Plan
@@ -47,6 +48,13 @@ def check_sum(
             for name, gradient in found.items():
                 projector.sketch(name).add_gradient(gradient[None], expected[name], column)
     scale = sum(float(share.norm(dim=1).sum()) for share in rows.values())
+    if not scale and not any(bool(sketched.any()) for sketched in expected.values()):
+        warnings.warn(
+            f"all gradients of {batch_size(batch)} samples are exactly zero; check that the output "
+            "depends on the selected parameters",
+            PntkWarning,
+            stacklevel=2,
+        )
     worst, worst_name = 0.0, ""
     for name, share in rows.items():
         own = float(share.norm(dim=1).sum()) + float(expected[name].norm()) + 1e-4 * scale

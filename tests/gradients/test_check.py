@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pntk import Featurizer
-from pntk.errors import CheckError
+from pntk.errors import CheckError, PntkWarning
 from pntk.gradients import plan, rules
 
 
@@ -120,3 +120,18 @@ def test_good_rows_pass(family, output):
 def test_zero_gradients_pass():
     zero = nn.Linear(5, 3)
     Featurizer(zero, lambda m, x: 0 * m(x).sum(1), proj_dim=64).check(torch.randn(3, 5))
+
+
+def test_gradients_that_are_all_zero_are_pointed_out():
+    class OneOfTwo(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(5, 3)
+            self.b = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.a(x)
+
+    with pytest.warns(PntkWarning, match="all gradients of 4 samples are exactly zero"):
+        rows = Featurizer(OneOfTwo(), proj_dim=64, params="b.*")(torch.randn(4, 5))
+    assert not rows.any()
