@@ -117,9 +117,10 @@ def test_good_rows_pass(family, output):
     featurizer.check(torch.randn(3, 5))
 
 
-def test_zero_gradients_pass():
+def test_zero_gradients_pass_with_a_warning():
     zero = nn.Linear(5, 3)
-    Featurizer(zero, lambda m, x: 0 * m(x).sum(1), proj_dim=64).check(torch.randn(3, 5))
+    with pytest.warns(PntkWarning, match="all gradients of 3 samples are exactly zero"):
+        Featurizer(zero, lambda m, x: 0 * m(x).sum(1), proj_dim=64).check(torch.randn(3, 5))
 
 
 def test_gradients_that_are_all_zero_are_pointed_out():
