@@ -30,19 +30,20 @@ from pntk.naming import (
     ParamFilter,
     canonical,
     fingerprint,
+    model_device,
     named_parameters,
     select_parameters,
     unwrap,
 )
 from pntk.ntk.projected import ntk
-from pntk.outputs import Output, Values, resolve_output
+from pntk.outputs import Output, Values, joined, resolve_output
 from pntk.projection.dispatch import Projector, resolve_impl
 from pntk.projection.signs import SIGN_CACHE_BYTES
 from pntk.projection.sketch import WORKSPACE_BYTES
 from pntk.projection.spec import ProjectionSpec
 from pntk.retrieval import TopK, topk
 from pntk.store import FeatureStore, RowWriter, StoreHeader
-from pntk.writing import raise_if_nonfinite, write_rows
+from pntk.writing import checked_indices, raise_if_nonfinite, write_rows
 
 log = logging.getLogger("pntk")
 
@@ -117,7 +118,7 @@ class Featurizer:
         self.memory_budget = parse_bytes(memory_budget)
         self.on_nonfinite = on_nonfinite
         self.params = select_parameters(self.model, params)
-        self.device = _model_device(self.model, device)
+        self.device = model_device(self.model, device)
         self._check_first = check
         forced = [fallback] if isinstance(fallback, str) else fallback
         if not isinstance(forced, (list, tuple)) or not all(isinstance(g, str) for g in forced):
@@ -164,7 +165,7 @@ class Featurizer:
             return self._one_pass(batch)
         pieces = [self._one_pass(take(batch, slice(i, i + step))) for i in range(0, count, step)]
         rows = torch.cat([rows for rows, _ in pieces])
-        return rows, _joined([values for _, values in pieces])
+        return rows, joined([values for _, values in pieces])
 
     @torch.inference_mode(False)
     def check(self, batch: Any) -> None:
@@ -294,7 +295,7 @@ class Featurizer:
             DataError, OutputError, NonFiniteError: bad data; rows made before are kept.
         """
         batches = Batches(data, batch_size, num_rows)
-        recorded = _checked_indices(indices, batches.length)
+        recorded = checked_indices(indices, batches.length)
         self._prepared(to_device(batches.first(), self.device))
         batch_that_fits(self._plan, self._ready, batches.batch_size, self.memory_budget)
         header = self._header(batches.length, with_indices=recorded is not None)
@@ -381,51 +382,3 @@ class Featurizer:
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{what} is {value!r}; expected one of {', '.join(allowed)}")
-
-
-def _model_device(model: nn.Module, wanted: str | torch.device) -> torch.device:
-    devices = sorted({str(p.device) for p in model.parameters()})
-    if len(devices) > 1:
-        raise ModelError(
-            f"the model's parameters are on {', '.join(devices)}; expected one device: move it "
-            "with model.to(...)"
-        )
-    device = torch.device(devices[0])
-    if device.type == "meta":
-        raise ModelError("the model is on the meta device; expected loaded weights")
-    if str(wanted) == "auto":
-        return device
-    try:
-        asked = torch.device(wanted)
-    except (RuntimeError, TypeError):
-        raise ConfigError(
-            f"device is {wanted!r}; expected 'auto', 'cpu', 'cuda' or another device of torch"
-        ) from None
-    if asked.type != device.type or asked.index not in (None, device.index):
-        raise ConfigError(
-            f"device is {str(wanted)!r} and the model is on {device}; move the model with "
-            f".to({str(wanted)!r}), or use device='auto'"
-        )
-    return device
-
-
-def _joined(pieces: list[Values]) -> Values:
-    def cat(parts: list[Tensor | None]) -> Tensor | None:
-        found = [part for part in parts if part is not None]
-        return torch.cat(found) if found else None
-
-    values = torch.cat([piece.values for piece in pieces])
-    return Values(values, cat([p.labels for p in pieces]), cat([p.reweighting for p in pieces]))
-
-
-def _checked_indices(
-    indices: Sequence[int] | Tensor | np.ndarray | None, rows: int
-) -> np.ndarray | None:
-    if indices is None:
-        return None
-    array = np.asarray(indices)
-    if array.shape != (rows,) or not np.issubdtype(array.dtype, np.integer):
-        raise ConfigError(
-            f"indices are {array.dtype} of shape {array.shape}; expected {rows} integers, one a row"
-        )
-    return array.astype(np.int64)

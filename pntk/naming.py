@@ -1,4 +1,4 @@
-"""Which parameters are featurized, under names that no wrapper changes."""
+"""Which parameters of a model are featurized, under names that no wrapper changes; and where."""
 
 from __future__ import annotations
 
@@ -129,3 +129,35 @@ def fingerprint(model: nn.Module) -> str:
         flat = value.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def model_device(model: nn.Module, wanted: str | torch.device = "auto") -> torch.device:
+    """Return the one device that a model is on, which must be the wanted one.
+
+    Raises:
+        ModelError: several devices, or the meta device.
+        ConfigError: another device is wanted, or no such device exists.
+    """
+    devices = sorted({str(p.device) for p in model.parameters()})
+    if len(devices) > 1:
+        raise ModelError(
+            f"the model's parameters are on {', '.join(devices)}; expected one device: move it "
+            "with model.to(...)"
+        )
+    device = torch.device(devices[0])
+    if device.type == "meta":
+        raise ModelError("the model is on the meta device; expected loaded weights")
+    if str(wanted) == "auto":
+        return device
+    try:
+        asked = torch.device(wanted)
+    except (RuntimeError, TypeError):
+        raise ConfigError(
+            f"device is {wanted!r}; expected 'auto', 'cpu', 'cuda' or another device of torch"
+        ) from None
+    if asked.type != device.type or asked.index not in (None, device.index):
+        raise ConfigError(
+            f"device is {str(wanted)!r} and the model is on {device}; move the model with "
+            f".to({str(wanted)!r}), or use device='auto'"
+        )
+    return device

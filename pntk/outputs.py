@@ -39,6 +39,17 @@ class Values:
     reweighting: Tensor | None = None
 
 
+def joined(pieces: list[Values]) -> Values:
+    """Return the values of a batch that went through in pieces."""
+
+    def cat(parts: list[Tensor | None]) -> Tensor | None:
+        found = [part for part in parts if part is not None]
+        return torch.cat(found) if found else None
+
+    values = torch.cat([piece.values for piece in pieces])
+    return Values(values, cat([p.labels for p in pieces]), cat([p.reweighting for p in pieces]))
+
+
 class Output(ABC):
     """Base class of outputs; ``describe`` goes into the store and must tell outputs apart."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pntk.batch import to_device
-from pntk.errors import DataError, NonFiniteError
+from pntk.errors import ConfigError, DataError, NonFiniteError
 from pntk.loading import Batches
 from pntk.outputs import Values
 from pntk.store import RowWriter
@@ -102,3 +102,21 @@ def _columns(values: Values, count: int) -> dict[str, np.ndarray]:
     if values.reweighting is not None:
         columns["reweighting"] = values.reweighting.float().cpu().numpy()
     return columns
+
+
+def checked_indices(
+    indices: Sequence[int] | Tensor | np.ndarray | None, rows: int
+) -> np.ndarray | None:
+    """Return the indices to record as int64 [rows], or None.
+
+    Raises:
+        ConfigError: not one integer a row.
+    """
+    if indices is None:
+        return None
+    array = np.asarray(indices)
+    if array.shape != (rows,) or not np.issubdtype(array.dtype, np.integer):
+        raise ConfigError(
+            f"indices are {array.dtype} of shape {array.shape}; expected {rows} integers, one a row"
+        )
+    return array.astype(np.int64)
