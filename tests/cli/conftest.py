@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 
@@ -120,6 +121,8 @@ def start():
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # a background job of a shell ignores SIGINT and hands that on
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         running.append(process)
         return process

@@ -49,7 +49,8 @@ def test_files(invoke, expected, stores):
         shown = invoke("topk", "test.h5", "train.h5", "-k", 3, "--rows", "5,0", "--out", name)
         assert shown.stdout == ""
         assert f"wrote 2 x 3 neighbours to {name}" in shown.stderr
-    arrays = np.load("hits.npz")
+    with np.load("hits.npz") as file:
+        arrays = dict(file)
     assert arrays["queries"].tolist() == [5, 0]
     assert np.array_equal(arrays["indices"], expected.indices[[5, 0]])
     assert arrays["query_labels"].tolist() == [2, 0]
