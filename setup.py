@@ -5,6 +5,7 @@ where it does not; ``1`` makes a failure to build it an error; ``0`` leaves it o
 """
 
 import os
+import platform
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
@@ -18,6 +19,33 @@ def files(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
 
 
+# Options of the sources that are compiled for one instruction set each; levels.cpp picks at run time.
+LEVELS = {
+    "level_avx2.cpp": ["-mavx2", "-mfma"],
+    "level_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+    + ["-mprefer-vector-width=512"],
+}
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+class build_levels(build_ext):  # noqa: N801 - the name of a command
+    """Compile each level's source with its own options."""
+
+    def build_extension(self, ext: Pybind11Extension) -> None:
+        """Build one extension module."""
+        compile_one = self.compiler._compile
+
+        def with_options(obj, src, ext_name, cc_args, postargs, pp_opts):  # noqa: ANN001, ANN202
+            options = [*postargs, *LEVELS.get(Path(src).name, [])]
+            compile_one(obj, src, ext_name, cc_args, options, pp_opts)
+
+        self.compiler._compile = with_options
+        try:
+            super().build_extension(ext)
+        finally:
+            self.compiler._compile = compile_one
+
+
 def extensions() -> list[Pybind11Extension]:
     """Return the extension modules that PNTK_NATIVE asks for."""
     switch = os.environ.get("PNTK_NATIVE", "")
@@ -27,7 +55,7 @@ def extensions() -> list[Pybind11Extension]:
         return []
     native = Pybind11Extension(
         "pntk._C",
-        [*files("*.cpp"), *files("cpu/**/*.cpp")],
+        [path for path in files("**/*.cpp") if X86 or Path(path).name not in LEVELS],
         include_dirs=["csrc"],
         depends=files("**/*.h"),
         cxx_std=17,
@@ -43,5 +71,5 @@ setup(
     package_dir={"pntk.kernels": "kernels"},
     package_data={"pntk": ["py.typed", "report/templates/*"]},
     ext_modules=extensions(),
-    cmdclass={"build_ext": build_ext},
+    cmdclass={"build_ext": build_levels},
 )

@@ -1,0 +1,10 @@
+#define PNTK_LEVEL avx512
+#include "hadamard_kernels.h"
+#include "levels.h"
+#include "philox_kernels.h"
+
+namespace pntk {
+
+const Level kAvx512{"avx512", avx512::kLanes, &kAvx2, avx512::philox_batch, avx512::kHadamardKernels};
+
+}  // namespace pntk

@@ -1,0 +1,37 @@
+// The instruction sets that kernels are compiled for, and which of them runs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "hadamard_call.h"
+
+namespace pntk {
+
+constexpr std::size_t kPhiloxLanes = 32;  // Philox blocks that a level makes together
+
+struct Level {
+  const char* name;
+  int lanes;              // floats a vector
+  const Level* narrower;  // for tiles with fewer columns than lanes; null where none can be
+  void (*philox)(std::uint64_t seed, std::uint64_t stream, std::uint64_t block,
+                 std::uint32_t* words);  // 4 * kPhiloxLanes words
+  HadamardKernels hadamard;
+};
+
+// The level that runs: the widest that the processor has, not above PNTK_CPU_LEVEL. Throws
+// std::invalid_argument where that names no level.
+const Level& current_level();
+
+// Names of all levels, narrowest first; those compiled in and supported by this processor.
+const Level* const* compiled_levels(std::size_t* count);
+bool supported(const Level& level);
+
+extern const Level kPortable;
+#if defined(__x86_64__) || defined(_M_X64)
+#define PNTK_X86 1
+extern const Level kAvx2;
+extern const Level kAvx512;
+#endif
+
+}  // namespace pntk
