@@ -19,23 +19,23 @@ def files(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
 
 
-# Options of the sources that are compiled for one instruction set each; levels.cpp picks at run time.
+# Options of the sources that are for one instruction set each; levels.cpp picks at run time.
+_AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 LEVELS = {
     "level_avx2.cpp": ["-mavx2", "-mfma"],
-    "level_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
-    + ["-mprefer-vector-width=512"],
+    "level_avx512.cpp": [*_AVX512, "-mprefer-vector-width=512"],
 }
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
-class build_levels(build_ext):  # noqa: N801 - the name of a command
+class build_levels(build_ext):
     """Compile each level's source with its own options."""
 
     def build_extension(self, ext: Pybind11Extension) -> None:
         """Build one extension module."""
         compile_one = self.compiler._compile
 
-        def with_options(obj, src, ext_name, cc_args, postargs, pp_opts):  # noqa: ANN001, ANN202
+        def with_options(obj, src, ext_name, cc_args, postargs, pp_opts):
             options = [*postargs, *LEVELS.get(Path(src).name, [])]
             compile_one(obj, src, ext_name, cc_args, options, pp_opts)
 

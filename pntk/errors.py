@@ -34,6 +34,10 @@ class CheckError(PntkError, RuntimeError):
     """A self-check found rows that do not agree with the ordinary gradient."""
 
 
+class KernelError(PntkError, RuntimeError):
+    """A compiled kernel gives other results than the reference on this machine."""
+
+
 class StoreError(PntkError, OSError):
     """A store file cannot be created, opened, resumed or trusted."""
 

@@ -113,12 +113,12 @@ class Featurizer:
             self.spec = projection
         else:
             self.spec = ProjectionSpec(projection, proj_dim, seed)
-        self.impl = resolve_impl(impl)
         self.precision = precision
         self.memory_budget = parse_bytes(memory_budget)
         self.on_nonfinite = on_nonfinite
         self.params = select_parameters(self.model, params)
         self.device = model_device(self.model, device)
+        self.impl = resolve_impl(impl, self.spec.family, dtype=self.dtype, device=self.device)
         self._check_first = check
         forced = [fallback] if isinstance(fallback, str) else fallback
         if not isinstance(forced, (list, tuple)) or not all(isinstance(g, str) for g in forced):
@@ -251,6 +251,7 @@ class Featurizer:
             {name: tuple(p.shape) for name, p in self.params.items()},
             dtype=self.dtype,
             device=self.device,
+            impl=self.impl,
             outputs=self._plan.outputs,
             workspace=workspace,
             cache=cache,

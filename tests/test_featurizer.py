@@ -451,7 +451,7 @@ def test_the_header_says_what_the_rows_are(featurizer, path):
     assert header.projection == {"family": "hadamard", "proj_dim": 64, "seed": 0}
     assert header.output == {"name": "margin"}
     assert header.params[0] == ("0.weight", (6, 5))
-    assert header.info["impl"] == "torch" and header.info["pntk"] == pntk.__version__
+    assert header.info["impl"] == featurizer.impl and header.info["pntk"] == pntk.__version__
     assert [row["name"] for row in header.info["coverage"]] == list(featurizer.params)
 
 

@@ -131,13 +131,13 @@ inline void pack(const Source& x, i64 first, i64 width, const float* diagonal, b
     i64 f = 0;
     if (x.feature == 1) {
       for (; f + kLanes <= known; f += kLanes) {
-        const Vec d = load(diagonal + first + f);
+        const Vec d = diagonal ? load(diagonal + first + f) : broadcast(1.0f);
         for (i64 i = 0; i < count; ++i)
           store(row[i] + f, load(from + (t + i) * x.position + f) * d);
       }
     } else if (x.position == 1 && count == kLanes) {
       for (; f + kLanes <= known; f += kLanes) {
-        const Vec d = load(diagonal + first + f);
+        const Vec d = diagonal ? load(diagonal + first + f) : broadcast(1.0f);
         Vec block[kLanes];
         for (int i = 0; i < kLanes; ++i) block[i] = load(from + (f + i) * x.feature + t);
         transpose(block);
@@ -146,7 +146,7 @@ inline void pack(const Source& x, i64 first, i64 width, const float* diagonal, b
     }
     for (i64 i = 0; i < count; ++i) {
       for (i64 g = f; g < known; ++g)
-        row[i][g] = from[g * x.feature + (t + i) * x.position] * diagonal[first + g];
+        row[i][g] = from[g * x.feature + (t + i) * x.position] * (diagonal ? diagonal[first + g] : 1.0f);
       for (i64 g = known; g < width; ++g) row[i][g] = 0.0f;
       if (transform) walsh_columns(row[i], 1, width);
     }

@@ -182,57 +182,47 @@ def _transposed_linear(call: Call, delta: Tensor, targets: dict[str, Target]) ->
 def _convolution(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
     conv = call.module
     if weight := targets.get("weight"):
-        windows = Windows(conv.kernel_size, conv.stride, conv.dilation, tuple(delta.shape[2:]))
-        if conv.groups == 1:
-            columns = call.once(
-                "columns",
-                lambda: weight.sketch.prepare_columns(Columns(_padded_input(call), windows)),
-            )
-            rows = delta.flatten(2).to(call.dtype)
-            weight.products(weight.sketch.prepare_rows(rows), columns)
+        rows = delta.flatten(2).to(call.dtype)
+        if conv.groups > 1:
+            weight.products(rows, call.once("columns", lambda: _seen(call, delta)))
         else:
-            padded = call.once("padded", lambda: _padded_input(call))
-            weight.gradient(_grouped(delta.to(call.dtype), padded, windows, conv.groups))
+            columns = call.once(
+                "columns", lambda: weight.sketch.prepare_columns(_seen(call, delta))
+            )
+            weight.products(weight.sketch.prepare_rows(rows), columns)
     if bias := targets.get("bias"):
         bias.gradient(delta.flatten(2).sum(2, dtype=call.dtype))
 
 
-def _padded_input(call: Call) -> Tensor:
-    """Return the input as the kernel sees it: [b * m, i, *spatial]."""
-    conv, x = call.module, call.input
-    if any(conv._reversed_padding_repeated_twice):
-        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
-    return x
-
-
-def _grouped(delta: Tensor, columns: Tensor, windows: Windows, groups: int) -> Tensor:
-    """Return [n, o, i / groups, P] for delta [n, o, *grid] and columns [n, i, *spatial]."""
-    n, rows_per_group = delta.shape[0], delta.shape[1] // groups
-    rows = delta.reshape(n * groups, rows_per_group, -1)
-    found = []
-    for patch in windows.patches(columns):
-        right = patch.reshape(n * groups, -1, patch.shape[2]).to(delta.dtype)
-        found.append(torch.bmm(rows, right.transpose(1, 2)).view(n, delta.shape[1], -1))
-    return torch.stack(found, dim=-1)
+def _seen(call: Call, delta: Tensor) -> Columns:
+    """Return the input [b * m, i, *spatial] as the kernel sees it."""
+    conv, x = call.module, call.input.to(call.dtype)
+    twice = conv._reversed_padding_repeated_twice
+    if conv.padding_mode != "zeros" or twice[::2] != twice[1::2]:
+        x = F.pad(x, twice, mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode)
+        padding: tuple[int, ...] = ()
+    else:
+        padding = tuple(reversed(twice[::2]))
+    grid = tuple(delta.shape[2:])
+    return Columns(
+        x, Windows(conv.kernel_size, conv.stride, conv.dilation, grid, padding, conv.groups)
+    )
 
 
 def _transposed_convolution(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
     """A transposed convolution's weight gradient: the convolution's, input and delta swapped."""
     conv = call.module
     if weight := targets.get("weight"):
-        windows = Windows(conv.kernel_size, conv.stride, conv.dilation, tuple(call.input.shape[2:]))
-        twice = [p for p in reversed(conv.padding) for _ in range(2)]
-        seen = F.pad(delta, twice)
-        if conv.groups == 1:
-            rows = call.once(
-                "rows",
-                lambda: weight.sketch.prepare_rows(call.input.flatten(2).to(call.dtype)),
-            )
-            weight.products(rows, weight.sketch.prepare_columns(Columns(seen, windows)))
+        grid = tuple(call.input.shape[2:])
+        windows = Windows(
+            conv.kernel_size, conv.stride, conv.dilation, grid, conv.padding, conv.groups
+        )
+        seen, inputs = Columns(delta.to(call.dtype), windows), call.input.flatten(2).to(call.dtype)
+        if conv.groups > 1:
+            weight.products(inputs, seen)
         else:
-            inputs = call.input.to(call.dtype)
-            weight.gradient(_grouped(inputs, seen, windows, conv.groups))
+            rows = call.once("rows", lambda: weight.sketch.prepare_rows(inputs))
+            weight.products(rows, weight.sketch.prepare_columns(seen))
     if bias := targets.get("bias"):
         bias.gradient(delta.flatten(2).sum(2, dtype=call.dtype))
 

@@ -149,6 +149,8 @@ class HadamardSketch(Sketch):
     def prepare_columns(self, columns: Columns) -> Columns:
         """Return H D' columns: C -> padded channels (or all P * C together)."""
         t, x, windows = self.tiles, columns.tensor.to(self.dtype), columns.windows
+        if windows is not None:
+            x, windows = windows.padded(x)
         positions = x.shape[2] if windows is None else math.prod(windows.grid)
         if t.vector or self._late(positions):
             return Columns(x, windows)
@@ -158,7 +160,8 @@ class HadamardSketch(Sketch):
         return Columns(mixed.view(x.shape[0], t.padded_channels, *x.shape[2:]), windows)
 
     def add_products(self, rows: Tensor, columns: Columns, out: Tensor, output: int = 0) -> None:
-        if self.tiles.vector:  # one row: its products are the gradient itself
+        grouped = columns.windows is not None and columns.windows.groups > 1
+        if self.tiles.vector or grouped:  # neither has tiles that are products of factors
             super().add_products(rows, columns, out, output)
             return
         positions = rows.shape[2]

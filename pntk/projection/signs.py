@@ -43,6 +43,7 @@ class TileSigns:
         row_diagonal: [padded rows]; column_diagonal: [padded channels].
         rho: row shift of each column block.
         gamma_columns, gamma_rows: shift of each column block and row block, in groups of eight.
+        base: gamma_0 itself.
     """
 
     def __init__(
@@ -53,18 +54,18 @@ class TileSigns:
         *,
         dtype: torch.dtype,
         device: torch.device,
-        cache: SignCache,
+        cache: SignCache | None = None,
     ) -> None:
         self._spec, self._name, self._tiles = spec, name, tiles
-        self._dtype, self._device, self._cache = dtype, device, cache
+        self._dtype, self._device, self._cache = dtype, device, cache or SignCache()
         self.row_diagonal = self._signs("row_diagonal", 0, tiles.padded_rows)
         self.column_diagonal = self._signs("column_diagonal", 0, tiles.padded_channels)
         self.rho = self._uniform("row_shift", tiles.column_blocks, tiles.ko)
         gamma_rows = self._uniform("block_shift", tiles.row_blocks, tiles.ki // GROUP)
         gamma_columns = self._uniform("column_shift", tiles.column_blocks, tiles.ki // GROUP)
-        self._base = gamma_rows[0]
-        self.gamma_rows = [gamma ^ self._base for gamma in gamma_rows]
-        self.gamma_columns = [gamma ^ self._base for gamma in gamma_columns]
+        self.base = gamma_rows[0]
+        self.gamma_rows = [gamma ^ self.base for gamma in gamma_rows]
+        self.gamma_columns = [gamma ^ self.base for gamma in gamma_columns]
 
     def entries(self, output: int, column_block: int, rows: slice) -> Tensor:
         """Return S_J [rows, ki] of one column block."""
@@ -83,7 +84,7 @@ class TileSigns:
 
     def _moved(self, signs: Tensor) -> Tensor:
         groups = self._tiles.ki // GROUP
-        order = torch.arange(groups, device=self._device) ^ self._base
+        order = torch.arange(groups, device=self._device) ^ self.base
         return signs.view(-1, groups, GROUP)[:, order].view(-1, self._tiles.ki)
 
     def _signs(self, role: str, start: int, count: int, output: int = 0) -> Tensor:

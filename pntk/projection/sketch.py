@@ -10,7 +10,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,17 +21,28 @@ WORKSPACE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Windows:
-    """The sliding windows of a convolution over a padded input.
+    """The sliding windows of a convolution.
 
     Attributes:
         kernel, stride, dilation: one number an axis.
         grid: size of the output grid; T = prod(grid).
+        padding: zeros on both sides of the input, one number an axis; empty for none.
+        groups: into which rows and channels are cut; C counts the channels of one.
     """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     grid: tuple[int, ...]
+    padding: tuple[int, ...] = ()
+    groups: int = 1
+
+    def padded(self, columns: Tensor) -> tuple[Tensor, Windows]:
+        """Return columns with their zeros, and the windows without padding over them."""
+        if not any(self.padding):
+            return columns, self
+        twice = [p for p in reversed(self.padding) for _ in range(2)]
+        return F.pad(columns, twice), replace(self, padding=())
 
     def slices(self) -> Iterator[tuple[slice, ...]]:
         """Yield, for each kernel position in row-major order, what it sees of the input."""
@@ -44,13 +55,14 @@ class Windows:
     def patches(self, columns: Tensor) -> Iterator[Tensor]:
         """Yield [b, C, T] for each kernel position of ``columns`` [b, C, *spatial]."""
         b, c = columns.shape[:2]
+        columns, _ = self.padded(columns)
         for at in self.slices():
             yield columns[(slice(None), slice(None), *at)].reshape(b, c, -1)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The column factor of a gradient: [b, C, T], or [b, C, *spatial] seen through windows."""
+    """The column factor of a gradient: [b, C, T], or [b, groups * C, *spatial] through windows."""
 
     tensor: Tensor
     windows: Windows | None = None
@@ -106,7 +118,12 @@ class Sketch(ABC):
 
         def gradient(part: slice) -> Tensor:
             left, right = rows[part], Columns(columns.tensor[part], columns.windows)
-            products = [torch.bmm(left, patch.transpose(1, 2)) for patch in right.patches()]
+            groups = 1 if columns.windows is None else columns.windows.groups
+            left = left.reshape(left.shape[0] * groups, -1, left.shape[2])
+            products = [
+                torch.bmm(left, patch.reshape(left.shape[0], -1, left.shape[2]).transpose(1, 2))
+                for patch in right.patches()
+            ]
             return torch.stack(products, dim=-1)
 
         self._add_in_parts(gradient, rows.shape[0], out, output)

@@ -218,7 +218,7 @@ def test_what_depends_on_the_input_is_made_once_for_all_outputs(monkeypatch, out
     monkeypatch.setattr(HadamardSketch, "prepare_columns", prepare)
     table = dataclasses.replace(rules.RULES[0], contribute=watch)
     monkeypatch.setattr(plan, "find_rule", lambda m: table if table.matches(m) else None)
-    featurizer = Featurizer(three_layers(), output, proj_dim=64, check=False)
+    featurizer = Featurizer(three_layers(), output, proj_dim=64, check=False, impl="torch")
     featurizer(torch.randn(4, 5))
     assert sorted(made) == ["0.weight", "2.weight", "4.weight"]
     assert seen == {kept}

@@ -1,0 +1,91 @@
+"""The tile-Hadamard sketch by the compiled CPU kernels: see csrc/cpu/hadamard.h.
+
+The kernels take factors as the layers left them, in any memory order, and transform them a sample
+at a time in cache; so nothing is prepared here and nothing of a gradient's size is made.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pntk.projection import ops
+from pntk.projection.bits import stream_id
+from pntk.projection.signs import TileSigns
+from pntk.projection.sketch import WORKSPACE_BYTES, Columns, Sketch, Windows
+from pntk.projection.spec import ProjectionSpec
+from pntk.projection.tiles import TileLayout
+
+AXES = 3  # that the kernels give every convolution
+
+
+class NativeHadamardSketch(Sketch):
+    """Tile-Hadamard sketch of one parameter, float32 on the CPU; see ``HadamardSketch``."""
+
+    def __init__(
+        self,
+        spec: ProjectionSpec,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        workspace: int = WORKSPACE_BYTES,
+    ) -> None:
+        super().__init__(name, shape, dtype=dtype, device=device, workspace=workspace)
+        assert spec.proj_dim is not None
+        self.spec = spec
+        self.proj_dim = spec.proj_dim
+        self.tiles = t = TileLayout.of(shape, spec.proj_dim)
+        signs = TileSigns(spec, name, t, dtype=dtype, device=device)
+        sizes = [t.rows, t.channels, t.positions, t.ko, t.ki, int(t.per_position), int(t.vector)]
+        shifts = signs.rho + [g ^ signs.base for g in signs.gamma_columns + signs.gamma_rows]
+        self._map = (
+            torch.cat([signs.row_diagonal, signs.column_diagonal]),
+            torch.tensor(shifts, dtype=torch.int32),
+            sizes,
+        )
+
+    def _stream(self, output: int) -> tuple[int, int]:
+        stream = stream_id(self.spec.family, self.proj_dim, "entries", output, self.name)
+        return ops.signed(self.spec.seed), ops.signed(stream)
+
+    def add_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:
+        flat = gradient.reshape(gradient.shape[0], -1).to(self.dtype).contiguous()
+        torch.ops.pntk.hadamard_gradient(flat, *self._map, *self._stream(output), out)
+
+    def prepare_rows(self, rows: Tensor) -> Tensor:
+        return rows.to(self.dtype)
+
+    def prepare_columns(self, columns: Columns) -> Columns:
+        return Columns(columns.tensor.to(self.dtype), columns.windows)
+
+    def add_products(self, rows: Tensor, columns: Columns, out: Tensor, output: int = 0) -> None:
+        if self.tiles.vector:  # one row: its products are the gradient itself
+            super().add_products(rows, columns, out, output)
+            return
+        windows = columns.windows or Windows((1,), (1,), (1,), (rows.shape[2],))
+        b, c, *spatial = columns.tensor.shape
+        image = columns.tensor.view(b, c, *[1] * (AXES - len(spatial)), *spatial)
+        torch.ops.pntk.hadamard_factors(
+            rows, image, *self._map, _sizes(windows), windows.groups, *self._stream(output), out
+        )
+
+    def add_lookup(self, ids: Tensor, delta: Tensor, out: Tensor, output: int = 0) -> None:
+        if self.tiles.vector:
+            super().add_lookup(ids, delta, out, output)
+            return
+        delta = delta.to(self.dtype).contiguous()
+        torch.ops.pntk.hadamard_lookup(
+            ids.contiguous(), delta, *self._map, *self._stream(output), out
+        )
+
+
+def _sizes(windows: Windows) -> list[int]:
+    """Return padding, kernel, stride, dilation and grid, each of three axes."""
+    missing = AXES - len(windows.kernel)
+    padding = windows.padding or (0,) * len(windows.kernel)
+    sizes = [0] * missing + list(padding)
+    for given in (windows.kernel, windows.stride, windows.dilation, windows.grid):
+        sizes += [1] * missing + list(given)
+    return sizes
