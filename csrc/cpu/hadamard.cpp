@@ -36,7 +36,7 @@ class EntrySigns {
              const std::vector<i64>& blocks = {})
       : slots(blocks.empty() ? map.row_blocks : static_cast<i64>(blocks.size())) {
     const i64 row_bytes = map.ki / 8, tile_bytes = map.ko * row_bytes;
-    bits.resize(static_cast<std::size_t>(map.column_blocks * slots * tile_bytes));
+    bits.resize(static_cast<std::size_t>(map.column_blocks * slots * tile_bytes + kSlack));
     const auto block = [&](i64 slot) { return blocks.empty() ? slot : blocks[slot]; };
     const i64 at_once = std::max<i64>(1, kTaskBytes / tile_bytes);
     const i64 tasks = ceil_div(slots, at_once);
@@ -59,6 +59,7 @@ class EntrySigns {
 
  private:
   static constexpr i64 kTaskBytes = 1 << 15;
+  static constexpr i64 kSlack = 4;  // kernels read whole words
 
   // Bytes [start, start + count) of the stream.
   static void generate(const Level& level, const TileMap& map, i64 start, i64 count,
@@ -132,12 +133,6 @@ struct Windows {
     cut();
   }
 
-  // One pixel a position.
-  explicit Windows(i64 count) : pixels(count), positions(count), offsets{0} {
-    add_row(0, count);
-    cut();
-  }
-
  private:
   void add_row(i64 pixel, i64 count) {
     for (i64 t = 0; t < count; t += kChunk)
@@ -153,10 +148,13 @@ struct Windows {
   }
 };
 
-bool is_late(const TileMap& m, i64 channels, i64 positions) {
+bool is_late(const TileMap& m, bool together, i64 positions) {
   if (positions == 1) return false;
-  const i64 width = round_up(std::min(m.ki, channels), kLanes), tile = m.row_blocks * m.ko * m.ki;
-  return round_up(m.rows, 4) * width * positions + tile * kTransformCost < tile * positions;
+  if (together) return true;  // columns of several kernel positions are no panel of the input
+  const i64 last = m.rows - (m.row_blocks - 1) * m.ko;
+  const i64 rows = (m.row_blocks - 1) * round_up(m.ko, kLanes) + round_up(last, kLanes);
+  const i64 tiles = m.row_blocks * m.ko * m.channel_blocks * m.ki;
+  return rows * m.channels * positions + tiles * kTransformCost < tiles * positions;
 }
 
 }  // namespace
@@ -164,30 +162,29 @@ bool is_late(const TileMap& m, i64 channels, i64 positions) {
 void hadamard_factors(const Level& given, const TileMap& map, const Factors& factors, float* out,
                       int threads) {
   const Level& level = level_for(given, map);
-  const bool together = !map.per_position && map.positions > 1 && factors.groups == 1;
-  const Windows windows =
-      together ? Windows(factors.grid[0] * factors.grid[1] * factors.grid[2]) : Windows(factors);
+  const Windows windows(factors);
   const EntrySigns signs(level, map, threads);
   const std::vector<float> diagonal = scaled_diagonal(map);
   Call call = base_call(map, diagonal, signs);
   call.factors = &factors;
-  call.together = together;
-  call.channels = together ? map.channels * map.positions : map.channels;
-  call.late = is_late(map, call.channels, windows.positions);
+  call.together = !map.per_position && map.positions > 1;
+  call.late = is_late(map, call.together, windows.positions);
   call.padded = windows.pixels > static_cast<i64>(windows.where.size());
+  call.flat = factors.columns_axis[1] == factors.size[2] * factors.columns_axis[2] &&
+              factors.columns_axis[0] == factors.size[1] * factors.columns_axis[1];
+  call.channels = call.together ? map.channels * map.positions : map.channels;
   call.positions = windows.positions;
   call.pixels = windows.pixels;
   call.step = windows.step;
-  call.columns_ld = call.late && map.channel_blocks == 1
-                        ? std::min(map.ki, round_up(call.channels, kLanes))
-                        : map.ki;
   call.where = windows.where.data();
   call.offsets = windows.offsets.data();
   call.segments = windows.segments.data();
   call.chunks = windows.chunks.data();
   call.chunk_count = static_cast<i64>(windows.chunks.size()) - 1;
-  parallel_for(factors.batch, threads, [&](i64 b) {
-    level.hadamard.factors(call, b, out + b * map.ko * map.ki);
+  parallel_for(ceil_div(factors.batch, kSamplesTogether), threads, [&](i64 task) {
+    const i64 first = task * kSamplesTogether;
+    level.hadamard.factors(call, first, std::min(kSamplesTogether, factors.batch - first),
+                           out + first * map.ko * map.ki);
   });
 }
 

@@ -30,9 +30,9 @@ struct Call {
   bool together;          // all kernel positions side by side, as one wide position
   bool late;              // transform products, not factors
   bool padded;            // there are pixels that are no input
+  bool flat;              // the input's axes lie in a row, so that pixels have one stride
   std::int64_t channels;  // of one position
   std::int64_t positions, pixels, step;
-  std::int64_t columns_ld;        // floats a pixel in a panel of the columns
   const std::int64_t* where;      // pixel of each input element
   const std::int64_t* offsets;    // pixel offset of each kernel position
   const Segment* segments;        // of the first kernel position
@@ -48,9 +48,11 @@ struct Lookup {
   const Segment* segments;    // where each token's delta lies
 };
 
-// Each adds one sample to phi [k].
+constexpr std::int64_t kSamplesTogether = 2;  // in a call of factors()
+
+// Each adds samples to phi [k] of the first.
 struct HadamardKernels {
-  void (*factors)(const Call&, std::int64_t sample, float* phi);
+  void (*factors)(const Call&, std::int64_t first, std::int64_t count, float* phi);
   void (*gradient)(const Call&, const float* gradient, std::int64_t size, float* phi);
   void (*lookup)(const Call&, const Lookup&, const float* delta, float* phi);
 };

@@ -50,7 +50,7 @@ PNTK_INLINE void add_vector(const Place& at, i64 row, i64 column, Vec x) {
   }
   const i64 to = column ^ (shift * kGroup);
   float* phi = at.phi + to_row * at.ki + to;
-  store(phi, load(phi) + flip(x, at.signs + to_row * (at.ki / 8), to));
+  store(phi, load(phi) + flip_at(x, at.signs + to_row * (at.ki / 8), to));
 }
 
 // ---- products ----------------------------------------------------------------------------------
@@ -136,18 +136,19 @@ inline void pack(const Source& x, i64 first, i64 width, const float* diagonal, b
           store(row[i] + f, load(from + (t + i) * x.position + f) * d);
       }
     } else if (x.position == 1 && count == kLanes) {
-      for (; f + kLanes <= known; f += kLanes) {
-        const Vec d = diagonal ? load(diagonal + first + f) : broadcast(1.0f);
+      for (; f < known && f + kLanes <= width; f += kLanes) {
         Vec block[kLanes];
-        for (int i = 0; i < kLanes; ++i) block[i] = load(from + (f + i) * x.feature + t);
+        for (i64 i = 0; i < kLanes; ++i)
+          block[i] = f + i < known ? load(from + (f + i) * x.feature + t) : broadcast(0.0f);
         transpose(block);
+        const Vec d = diagonal ? load(diagonal + first + f) : broadcast(1.0f);
         for (int i = 0; i < kLanes; ++i) store(row[i] + f, block[i] * d);
       }
     }
     for (i64 i = 0; i < count; ++i) {
       for (i64 g = f; g < known; ++g)
         row[i][g] = from[g * x.feature + (t + i) * x.position] * (diagonal ? diagonal[first + g] : 1.0f);
-      for (i64 g = known; g < width; ++g) row[i][g] = 0.0f;
+      for (i64 g = larger(f, known); g < width; ++g) row[i][g] = 0.0f;
       if (transform) walsh_columns(row[i], 1, width);
     }
   }
@@ -185,12 +186,12 @@ inline void add_gradient(const Call& call, const float* gradient, i64 size, floa
   const i64 row_size = m.vector ? m.ki : m.channels * m.positions;
   const bool together = !m.per_position;
   const i64 width_of_all = together ? row_size : m.channels;
-  for (i64 j = 0; j < m.column_blocks; ++j) {
-    const i64 p = together ? 0 : j / m.channel_blocks;
-    const i64 first = (together ? j : j % m.channel_blocks) * m.ki;
-    const float* sign = m.column_diagonal + first;
-    for (i64 i = 0; i < m.row_blocks; ++i) {
-      const i64 rows = smaller(m.ko, m.rows - i * m.ko);
+  for (i64 i = 0; i < m.row_blocks; ++i) {
+    const i64 rows = smaller(m.ko, m.rows - i * m.ko);
+    for (i64 j = 0; j < m.column_blocks; ++j) {
+      const i64 p = together ? 0 : j / m.channel_blocks;
+      const i64 first = (together ? j : j % m.channel_blocks) * m.ki;
+      const float* sign = m.column_diagonal + first;
       for (i64 r = 0; r < rows; ++r) {
         const float* row = gradient + (i * m.ko + r) * row_size;
         const float d = call.diagonal[i * m.ko + r];
@@ -218,28 +219,7 @@ inline void add_gradient(const Call& call, const float* gradient, i64 size, floa
   }
 }
 
-// ---- panels of the columns' factor ------------------------------------------------------------------
-
-// Write [P * C, T]: what each kernel position sees of each channel.
-inline void unfold(const Factors& f, const float* columns, i64 channels, float* to) {
-  for (i64 kx = 0; kx < f.kernel[0]; ++kx)
-    for (i64 ky = 0; ky < f.kernel[1]; ++ky)
-      for (i64 kz = 0; kz < f.kernel[2]; ++kz)
-        for (i64 c = 0; c < channels; ++c)
-          for (i64 gx = 0; gx < f.grid[0]; ++gx)
-            for (i64 gy = 0; gy < f.grid[1]; ++gy) {
-              const i64 x = gx * f.stride[0] + kx * f.dilation[0] - f.padding[0];
-              const i64 y = gy * f.stride[1] + ky * f.dilation[1] - f.padding[1];
-              const bool row = x >= 0 && x < f.size[0] && y >= 0 && y < f.size[1];
-              const float* from = columns + c * f.columns_channel;
-              if (row) from += x * f.columns_axis[0] + y * f.columns_axis[1];
-              for (i64 gz = 0; gz < f.grid[2]; ++gz) {
-                const i64 z = gz * f.stride[2] + kz * f.dilation[2] - f.padding[2];
-                *to++ = row && z >= 0 && z < f.size[2] ? from[z * f.columns_axis[2]] : 0.0f;
-              }
-            }
-}
-
+// ---- the columns' factor -----------------------------------------------------------------------
 
 inline Source row_source(const Call& call, i64 b) {
   const Factors& f = *call.factors;
@@ -247,62 +227,63 @@ inline Source row_source(const Call& call, i64 b) {
           f.rows_position};
 }
 
-// Floats of the panels [channel_blocks, pixels, columns_ld], and of what unfold() writes.
+// Floats of the panels [channel_blocks, pixels, ki].
 inline i64 panel_size(const Call& call) {
-  return call.map->channel_blocks * call.pixels * call.columns_ld;
-}
-inline i64 unfolded_size(const Call& call) {
-  return call.together ? call.channels * call.positions : 0;
+  return call.map->channel_blocks * call.pixels * call.map->ki;
 }
 
-// pack() an input [features, n0, n1, n2] to its pixels; panel: zeros where no pixel lies.
-inline void pack_image(const Call& call, const float* data, i64 features, i64 first, i64 width,
-                       const float* diagonal, bool transform, float* panel) {
-  const Factors& f = *call.factors;
-  const i64 *n = f.size, *step = f.columns_axis;
-  if (step[1] == n[2] * step[2] && step[0] == n[1] * step[1]) {
-    pack({data, features, n[0] * n[1] * n[2], f.columns_channel, step[2]}, first, width, diagonal,
-         transform, call.where, panel);
-    return;
-  }
-  const i64* where = call.where;
-  for (i64 i = 0; i < n[0]; ++i)
-    for (i64 j = 0; j < n[1]; ++j, where += n[2])
-      pack({data + i * step[0] + j * step[1], features, n[2], f.columns_channel, step[2]}, first,
-           width, diagonal, transform, where, panel);
-}
-
-// Write the panels of sample b; unfolded: room for unfolded_size().
-inline void pack_columns(const Call& call, i64 b, float* unfolded, float* panels) {
+// Write the transformed panels of sample b; zeros where no pixel lies.
+inline void pack_columns(const Call& call, i64 b, float* panels) {
   const Factors& f = *call.factors;
   const TileMap& m = *call.map;
   const float* data = f.columns + b * f.columns_batch;
-  if (call.together) unfold(f, data, m.channels, unfolded);
+  const i64 *n = f.size, *step = f.columns_axis;
   for (i64 block = 0; block < m.channel_blocks; ++block) {
-    float* panel = panels + block * call.pixels * call.columns_ld;
-    if (call.together) {
-      pack({unfolded, call.channels, call.positions, call.positions, 1}, block * m.ki,
-           call.columns_ld, m.column_diagonal, !call.late, nullptr, panel);
-    } else {
-      if (call.padded) fill_zeros(panel, call.pixels * call.columns_ld);
-      pack_image(call, data, m.channels, block * m.ki, call.columns_ld, m.column_diagonal,
-                 !call.late, panel);
+    float* panel = panels + block * call.pixels * m.ki;
+    if (call.padded) fill_zeros(panel, call.pixels * m.ki);
+    const auto write = [&](const float* from, i64 count, const i64* where) {
+      pack({from, m.channels, count, f.columns_channel, step[2]}, block * m.ki, m.ki,
+           m.column_diagonal, true, where, panel);
+    };
+    if (call.flat) {
+      write(data, n[0] * n[1] * n[2], call.where);
+      continue;
     }
+    const i64* where = call.where;
+    for (i64 i = 0; i < n[0]; ++i)
+      for (i64 j = 0; j < n[1]; ++j, where += n[2])
+        write(data + i * step[0] + j * step[1], n[2], where);
   }
 }
 
-// The panels of a product over chunks [chunk, end) of positions, in column block j.
-inline Panels panels_of(const Call& call, const float* rows, i64 lda, const float* columns, i64 j,
-                        i64 chunk, i64 end) {
-  const i64 blocks = call.map->channel_blocks;
-  const i64 offset = call.together ? 0 : call.offsets[j / blocks];
-  return {rows + call.chunks[chunk].position * lda,
-          lda,
-          columns + (j % blocks * call.pixels + offset) * call.columns_ld,
-          call.columns_ld,
-          call.step,
-          call.segments + call.chunks[chunk].segment,
-          call.segments + call.chunks[end].segment};
+// Channels of one sample as [channel, pixel], zeros where no input lies.
+struct Image {
+  const float* data;
+  i64 channel, pixel;  // strides
+};
+
+inline i64 image_size(const Call& call, i64 channels) {
+  return call.flat && !call.padded ? 0 : channels * call.pixels;
+}
+
+// room: for image_size(), used where the input itself will not do.
+inline Image image_of(const Call& call, i64 b, i64 first, i64 channels, float* room) {
+  const Factors& f = *call.factors;
+  const i64 *n = f.size, *step = f.columns_axis;
+  const float* data = f.columns + b * f.columns_batch + first * f.columns_channel;
+  if (call.flat && !call.padded) return {data, f.columns_channel, step[2]};
+  fill_zeros(room, channels * call.pixels);
+  for (i64 c = 0; c < channels; ++c, data += f.columns_channel) {
+    const i64* where = call.where;
+    for (i64 i = 0; i < n[0]; ++i)
+      for (i64 j = 0; j < n[1]; ++j) {
+        const float* from = data + i * step[0] + j * step[1];
+        float* to = room + c * call.pixels + *where;  // neighbours stay neighbours
+        for (i64 k = 0; k < n[2]; ++k) to[k] = from[k * step[2]];
+        where += n[2];
+      }
+  }
+  return {room, call.pixels, 1};
 }
 
 // ---- factors -----------------------------------------------------------------------------------
@@ -312,149 +293,260 @@ inline void add_early(const Call& call, i64 b, float* phi) {
   const TileMap& m = *call.map;
   const i64 block_size = call.positions * m.ko;
   const i64 blocks = larger(1, smaller(m.row_blocks, kPanelFloats / block_size));
-  float* columns = scratch(panel_size(call) + unfolded_size(call) + blocks * block_size);
+  float* columns = scratch(panel_size(call) + blocks * block_size);
   float* rows = columns + panel_size(call);
-  pack_columns(call, b, rows + blocks * block_size, columns);
+  pack_columns(call, b, columns);
   const Source source = row_source(call, b);
   for (i64 first = 0; first < m.row_blocks; first += blocks) {
     const i64 end = smaller(m.row_blocks, first + blocks);
     for (i64 i = first; i < end; ++i)
-      pack(source, i * m.ko, m.ko, call.diagonal, true, nullptr,
-           rows + (i - first) * block_size);
+      pack(source, i * m.ko, m.ko, call.diagonal, true, nullptr, rows + (i - first) * block_size);
     for (i64 chunk = 0; chunk < call.chunk_count; ++chunk)
-      for (i64 j = 0; j < m.column_blocks; ++j)
+      for (i64 j = 0; j < m.column_blocks; ++j) {
+        const i64 block = j % m.channel_blocks, offset = call.offsets[j / m.channel_blocks];
+        const float* column = columns + (block * call.pixels + offset) * m.ki;
         for (i64 i = first; i < end; ++i) {
           const Place at = place(call, i, i, j, phi);
-          const float* panel = rows + (i - first) * block_size;
-          product_tile(panels_of(call, panel, m.ko, columns, j, chunk, chunk + 1), m.ko, m.ki,
-                       [&](i64 row, i64 column, Vec x) { add_vector(at, row, column, x); });
+          const float* row = rows + (i - first) * block_size + call.chunks[chunk].position * m.ko;
+          const Panels panels{row, m.ko, column, m.ki, call.step,
+                              call.segments + call.chunks[chunk].segment,
+                              call.segments + call.chunks[chunk + 1].segment};
+          product_tile(panels, m.ko, m.ki,
+                       [&](i64 r, i64 c, Vec x) { add_vector(at, r, c, x); });
         }
+      }
   }
 }
 
+// Products of taps (one channel at one kernel position, straight from the image) with the rows'
+// panel [t, ld]: to[i, ld] for each of `count` taps.
+template <int Taps, int Vectors>
+inline void product_taps(const Call& call, const Image& image, const i64* taps, i64 count,
+                         const float* rows, i64 ld, float* to) {
+  const Segment* end = call.segments + call.chunks[call.chunk_count].segment;
+  const i64 step = call.step * image.pixel;
+  for (i64 tap = 0; tap < count; tap += Taps) {
+    const float* from[Taps];
+    for (int i = 0; i < Taps; ++i) from[i] = image.data + taps[smaller(tap + i, count - 1)];
+    for (i64 column = 0; column < ld; column += Vectors * kLanes) {
+      Vec sum[Taps][Vectors];
+      for (int i = 0; i < Taps; ++i)
+        for (int v = 0; v < Vectors; ++v) sum[i][v] = broadcast(0.0f);
+      const float* b = rows + column;
+      for (const Segment* s = call.segments; s != end; ++s) {
+        i64 at = s->pixel * image.pixel;
+        for (i64 t = 0; t < s->count; ++t, at += step, b += ld) {
+          Vec x[Vectors];
+          for (int v = 0; v < Vectors; ++v) x[v] = load(b + v * kLanes);
+          for (int i = 0; i < Taps; ++i) {
+            const Vec y = broadcast(from[i][at]);
+            for (int v = 0; v < Vectors; ++v) sum[i][v] = fma(y, x[v], sum[i][v]);
+          }
+        }
+      }
+      for (int i = 0; i < Taps && tap + i < count; ++i)
+        for (int v = 0; v < Vectors; ++v)
+          store(to + (tap + i) * ld + column + v * kLanes, sum[i][v]);
+    }
+  }
+}
+
+inline void product_taps(const Call& call, const Image& image, const i64* taps, i64 count,
+                         const float* rows, i64 ld, float* to) {
+  constexpr int kWide = kLanes == 16 ? 4 : 2;
+  if (ld % (kWide * kLanes) == 0) product_taps<4, kWide>(call, image, taps, count, rows, ld, to);
+  else product_taps<8, 1>(call, image, taps, count, rows, ld, to);
+}
+
+constexpr i64 kTaps = 256;  // at a time
+
+// The late road: the product of each tile, then its transform.
 inline void add_late(const Call& call, i64 b, float* phi) {
   const TileMap& m = *call.map;
-  const i64 lda = m.ko < 4 ? m.ko : round_up(smaller(m.ko, m.rows), 4);
-  const i64 rows_size = call.positions * lda;
-  float* columns =
-      scratch(panel_size(call) + unfolded_size(call) + m.ko * m.ki + rows_size);
-  float* tile = columns + panel_size(call);
-  float* rows = tile + m.ko * m.ki;
-  pack_columns(call, b, rows + rows_size, columns);
+  const i64 ld = round_up(smaller(m.ko, m.rows), kLanes), rows_size = call.positions * ld;
+  const i64 tile_size = larger(m.ko, ld) * m.ki;
+  float* rows = scratch(rows_size + 2 * tile_size + image_size(call, m.channels));
+  float* tile = rows + rows_size;
+  float* products = tile + tile_size;  // [ki, ld]
+  const Image image = image_of(call, b, 0, m.channels, products + tile_size);
   const Source source = row_source(call, b);
   for (i64 i = 0; i < m.row_blocks; ++i) {
     const i64 known = smaller(m.ko, m.rows - i * m.ko);
-    pack(source, i * m.ko, lda, call.diagonal, false, nullptr, rows);
+    Source block = source;
+    block.features = i * m.ko + known;
+    pack(block, i * m.ko, ld, call.diagonal, false, nullptr, rows);
     for (i64 j = 0; j < m.column_blocks; ++j) {
-      const i64 width = smaller(m.ki, call.channels - j % m.channel_blocks * m.ki);
-      const i64 vectors = round_up(width, kLanes);
-      if (vectors < m.ki)
-        fill_zeros(tile, m.ko * m.ki);
-      product_tile(panels_of(call, rows, lda, columns, j, 0, call.chunk_count),
-                   m.ko < 4 ? m.ko : round_up(known, 4), vectors,
-                   [&](i64 row, i64 column, Vec x) { store(tile + row * m.ki + column, x); });
+      const i64 first = j % m.channel_blocks * m.ki, width = smaller(m.ki, call.channels - first);
+      for (i64 done = 0; done < width; done += kTaps) {
+        i64 taps[kTaps];
+        const i64 count = smaller(kTaps, width - done);
+        for (i64 c = 0; c < count; ++c) {
+          const i64 column = first + done + c;
+          const i64 p = call.together ? column / m.channels : j / m.channel_blocks;
+          taps[c] = column % m.channels * image.channel + call.offsets[p] * image.pixel;
+        }
+        product_taps(call, image, taps, count, rows, ld, products + done * ld);
+      }
+      fill_zeros(products + width * ld, (round_up(width, kLanes) - width) * ld);
+      for (i64 r = 0; r < known; r += kLanes)
+        for (i64 c = 0; c < m.ki; c += kLanes) {
+          Vec x[kLanes];
+          if (c < width) {
+            for (int l = 0; l < kLanes; ++l) x[l] = load(products + (c + l) * ld + r);
+            transpose(x);
+            const Vec d = load(m.column_diagonal + first + c);
+            for (int l = 0; l < kLanes; ++l) x[l] = x[l] * d;
+          } else {
+            for (int l = 0; l < kLanes; ++l) x[l] = broadcast(0.0f);
+          }
+          for (i64 l = 0; l < smaller(kLanes, known - r); ++l) store(tile + (r + l) * m.ki + c, x[l]);
+        }
       add_transformed(tile, known, m.ko, place(call, i, i, j, phi));
     }
   }
 }
 
-// phi[r, c] += sum over J of +-rows[r ^ rho] * columns[c ^ 8 shift], for rows [first, first + Rows).
-template <int Rows, int Vectors>
+// For each sample: phi[r, c] += sum over J of +-rows[r ^ rho] * columns[c], r in [first, first + Rows).
+// Samples share the signs of an entry, which cost more than its multiply-add.
+template <int Samples, int Rows, int Vectors>
 inline void add_outer(const Call& call, i64 i, const float* rows, const float* columns, i64 first,
                       float* phi) {
   const TileMap& m = *call.map;
+  const i64 k = m.ko * m.ki, width = m.column_blocks * m.ki;
   for (i64 column = 0; column < m.ki; column += Vectors * kLanes) {
-    Vec sum[Rows][Vectors];
-    for (int r = 0; r < Rows; ++r)
-      for (int v = 0; v < Vectors; ++v)
-        sum[r][v] = load(phi + (first + r) * m.ki + column + v * kLanes);
-    for (i64 j = 0; j < m.column_blocks; ++j) {
-      const float* b = columns + j * m.ki + column;
-      const std::uint8_t* bits = place(call, i, i, j, phi).signs + first * (m.ki / 8);
-      Vec x[Vectors];
-      for (int v = 0; v < Vectors; ++v) x[v] = load(b + v * kLanes);
-      for (int r = 0; r < Rows; ++r) {
-        const Vec y = broadcast(rows[(first + r) ^ m.rho[j]]);
+    Vec sum[Samples][Rows][Vectors];
+    for (int b = 0; b < Samples; ++b)
+      for (int r = 0; r < Rows; ++r)
         for (int v = 0; v < Vectors; ++v)
-          sum[r][v] = fma(y, flip(x[v], bits + r * (m.ki / 8), column + v * kLanes), sum[r][v]);
+          sum[b][r][v] = load(phi + b * k + (first + r) * m.ki + column + v * kLanes);
+    for (i64 j = 0; j < m.column_blocks; ++j) {
+      const std::uint8_t* bits = place(call, i, i, j, phi).signs + (first * m.ki + column) / 8;
+      Vec x[Samples][Vectors];
+      for (int b = 0; b < Samples; ++b)
+        for (int v = 0; v < Vectors; ++v)
+          x[b][v] = load(columns + b * width + j * m.ki + column + v * kLanes);
+      for (int r = 0; r < Rows; ++r) {
+        const i64 from = (first + r) ^ m.rho[j];
+        for (int v = 0; v < Vectors; ++v) {
+          const Signs sign = signs(bits + r * (m.ki / 8), v);
+          for (int b = 0; b < Samples; ++b)
+            sum[b][r][v] =
+                fma(broadcast(rows[b * m.ko + from]), flip(x[b][v], sign), sum[b][r][v]);
+        }
       }
     }
-    for (int r = 0; r < Rows; ++r)
-      for (int v = 0; v < Vectors; ++v)
-        store(phi + (first + r) * m.ki + column + v * kLanes, sum[r][v]);
+    for (int b = 0; b < Samples; ++b)
+      for (int r = 0; r < Rows; ++r)
+        for (int v = 0; v < Vectors; ++v)
+          store(phi + b * k + (first + r) * m.ki + column + v * kLanes, sum[b][r][v]);
   }
 }
 
 // One position: phi stays in registers over all column blocks.
-inline void add_rank_one(const Call& call, i64 b, float* phi) {
+template <int Samples>
+inline void add_rank_one(const Call& call, i64 first, float* phi) {
   const TileMap& m = *call.map;
-  const i64 moved_size = m.column_blocks * m.ki;
-  float* columns = scratch(panel_size(call) + unfolded_size(call) + moved_size + m.ko);
-  float* moved = columns + panel_size(call);
-  float* rows = moved + moved_size;
-  pack_columns(call, b, rows + m.ko, columns);
-  const Source source = row_source(call, b);
+  const Factors& f = *call.factors;
+  const i64 width = m.column_blocks * m.ki, padded = round_up(call.channels, m.ki);
+  float* moved = scratch(Samples * (2 * width + m.ko));
+  float* columns = moved + Samples * width;
+  float* rows = columns + Samples * width;
+  for (int b = 0; b < Samples; ++b) {  // the one window of each kernel position
+    const float* data = f.columns + (first + b) * f.columns_batch;
+    float* to = columns + b * width;
+    for (i64 p = 0; p < m.positions; ++p) {
+      i64 at = 0;
+      bool inside = true;
+      for (i64 a = kAxes, rest = p; a-- > 0; rest /= f.kernel[a]) {
+        const i64 x = rest % f.kernel[a] * f.dilation[a] - f.padding[a];
+        inside = inside && 0 <= x && x < f.size[a];
+        at += x * f.columns_axis[a];
+      }
+      if (call.together) {
+        for (i64 c = 0; c < m.channels; ++c) {
+          const i64 column = p * m.channels + c;
+          to[column] = inside ? data[at + c * f.columns_channel] * m.column_diagonal[column] : 0.0f;
+        }
+      } else if (inside) {
+        for (i64 block = 0; block < m.channel_blocks; ++block)
+          pack({data + at, m.channels, 1, f.columns_channel, 0}, block * m.ki, m.ki,
+               m.column_diagonal, true, nullptr, to + p * padded + block * m.ki);
+      } else {
+        fill_zeros(to + p * padded, padded);
+      }
+    }
+    if (call.together) {
+      fill_zeros(to + call.channels, width - call.channels);
+      walsh_columns(to, m.column_blocks, m.ki);
+    }
+  }
   for (i64 i = 0; i < m.row_blocks; ++i) {
-    pack(source, i * m.ko, m.ko, call.diagonal, true, nullptr, rows);
-    for (i64 j = 0; j < m.column_blocks; ++j) {
-      const float* from = panels_of(call, rows, m.ko, columns, j, 0, 1).columns;
-      const i64 shift = m.gamma_columns[j] ^ m.gamma_rows[i];
-      for (i64 group = 0; group < m.ki / kGroup; ++group)
-        std::memcpy(moved + j * m.ki + group * kGroup, from + (group ^ shift) * kGroup,
-                    kGroup * sizeof(float));
+    for (int b = 0; b < Samples; ++b) {
+      pack(row_source(call, first + b), i * m.ko, m.ko, call.diagonal, true, nullptr,
+           rows + b * m.ko);
+      for (i64 j = 0; j < m.column_blocks; ++j) {
+        const i64 shift = m.gamma_columns[j] ^ m.gamma_rows[i], at = b * width + j * m.ki;
+        for (i64 group = 0; group < m.ki / kGroup; ++group)
+          std::memcpy(moved + at + group * kGroup, columns + at + (group ^ shift) * kGroup,
+                      kGroup * sizeof(float));
+      }
     }
-    constexpr int kWide = kLanes == 16 ? 4 : 2;
+    constexpr int kLeast = kLanes < kGroup ? 2 : 1;  // vectors that begin at whole bytes of signs
+    constexpr int kWide = kLanes == 16 ? 4 : kLeast;
     i64 r = 0;
-    if (m.ki % (kWide * kLanes) == 0) {
-      for (; r + 4 <= m.ko; r += 4) add_outer<4, kWide>(call, i, rows, moved, r, phi);
-    } else {
-      for (; r + 4 <= m.ko; r += 4) add_outer<4, 1>(call, i, rows, moved, r, phi);
-    }
-    for (; r < m.ko; ++r) add_outer<1, 1>(call, i, rows, moved, r, phi);
+    if (m.ki % (kWide * kLanes) == 0)
+      for (; r + 2 <= m.ko; r += 2) add_outer<Samples, 2, kWide>(call, i, rows, moved, r, phi);
+    for (; r < m.ko; ++r) add_outer<Samples, 1, kLeast>(call, i, rows, moved, r, phi);
   }
 }
 
 // A convolution in groups: one sample's gradient [O, C, P] at a time, then its transform.
 inline void add_grouped(const Call& call, i64 b, float* phi) {
   const TileMap& m = *call.map;
-  const Factors& f = *call.factors;
-  const i64 t = call.positions, size = m.rows * m.channels * m.positions;
-  const i64 members = m.rows / f.groups, lda = round_up(members, 4);
-  const i64 ldb = round_up(m.channels, kLanes), pixels = call.pixels;
-  float* gradient = scratch(size + m.ko * m.ki + t * lda + pixels * ldb);
+  const i64 members = m.rows / call.factors->groups, ld = round_up(members, kLanes);
+  const i64 size = m.rows * m.channels * m.positions, taps_of_all = m.channels * m.positions;
+  const i64 rows_size = call.positions * ld;
+  float* rows = scratch(rows_size + size + m.ko * m.ki + kTaps * ld + image_size(call, m.channels));
+  float* gradient = rows + rows_size;
   float* tile = gradient + size;
-  float* rows = tile + m.ko * m.ki;
-  float* columns = rows + t * lda;
-  fill_zeros(columns, pixels * ldb);
-  for (i64 g = 0; g < f.groups; ++g) {
-    Source left = row_source(call, b);
-    left.data += g * members * left.feature;
-    left.features = members;
-    pack(left, 0, lda, nullptr, false, nullptr, rows);
-    pack_image(call, f.columns + b * f.columns_batch + g * m.channels * f.columns_channel, m.channels,
-               0, ldb, nullptr, false, columns);
-    for (i64 p = 0; p < m.positions; ++p) {
-          const Panels panels{rows, lda,       columns + call.offsets[p] * ldb,
-                          ldb,  call.step, call.segments,
-                          call.segments + call.chunks[call.chunk_count].segment};
-      product_tile(panels, lda, ldb, [&](i64 row, i64 column, Vec x) {
-        float lanes[kLanes];
-        store(lanes, x);
-        for (i64 c = column; row < members && c < smaller(m.channels, column + kLanes); ++c)
-          gradient[((g * members + row) * m.channels + c) * m.positions + p] = lanes[c - column];
-      });
+  float* products = tile + m.ko * m.ki;
+  for (i64 g = 0; g < call.factors->groups; ++g) {
+    Source source = row_source(call, b);
+    source.data += g * members * source.feature;
+    source.features = members;
+    pack(source, 0, ld, nullptr, false, nullptr, rows);
+    const Image image =
+        image_of(call, b, g * m.channels, m.channels, products + kTaps * ld);
+    for (i64 done = 0; done < taps_of_all; done += kTaps) {
+      i64 taps[kTaps];
+      const i64 count = smaller(kTaps, taps_of_all - done);
+      for (i64 c = 0; c < count; ++c)
+        taps[c] = (done + c) / m.positions * image.channel +
+                  call.offsets[(done + c) % m.positions] * image.pixel;
+      product_taps(call, image, taps, count, rows, ld, products);
+      for (i64 r = 0; r < members; ++r)
+        for (i64 c = 0; c < count; ++c)
+          gradient[(g * members + r) * taps_of_all + done + c] = products[c * ld + r];
     }
   }
   add_gradient(call, gradient, size, tile, phi);
 }
 
-// ---- one sample --------------------------------------------------------------------------------
+// ---- samples -----------------------------------------------------------------------------------
 
-void factors_sample(const Call& call, i64 b, float* phi) {
-  if (call.factors->groups > 1) add_grouped(call, b, phi);
-  else if (call.positions == 1) add_rank_one(call, b, phi);
-  else if (call.late) add_late(call, b, phi);
-  else add_early(call, b, phi);
+void factors_samples(const Call& call, i64 first, i64 count, float* phi) {
+  const i64 k = call.map->ko * call.map->ki;
+  const bool rank_one = call.factors->groups == 1 && call.positions == 1;
+  if (rank_one && count == kSamplesTogether) {
+    add_rank_one<kSamplesTogether>(call, first, phi);
+    return;
+  }
+  for (i64 b = 0; b < count; ++b, phi += k) {
+    if (call.factors->groups > 1) add_grouped(call, first + b, phi);
+    else if (rank_one) add_rank_one<1>(call, first + b, phi);
+    else if (call.late) add_late(call, first + b, phi);
+    else add_early(call, first + b, phi);
+  }
 }
 
 void gradient_sample(const Call& call, const float* gradient, i64 size, float* phi) {
@@ -488,7 +580,7 @@ void lookup_sample(const Call& call, const Lookup& lookup, const float* delta, f
   }
 }
 
-constexpr HadamardKernels kHadamardKernels{factors_sample, gradient_sample, lookup_sample};
+constexpr HadamardKernels kHadamardKernels{factors_samples, gradient_sample, lookup_sample};
 
 }  // namespace
 }  // namespace PNTK_LEVEL

@@ -32,10 +32,29 @@ PNTK_INLINE void store(float* p, Vec x) { _mm512_storeu_ps(p, x); }
 PNTK_INLINE Vec broadcast(float x) { return _mm512_set1_ps(x); }
 PNTK_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 
-// x with the lanes negated whose bit is set, lane 0's bit being bit `lane` of a row of bits.
-PNTK_INLINE Vec flip(Vec x, const std::uint8_t* bits, std::int64_t lane) {
+// Sign bits of the lanes of vector v of a row of bits; reads whole 32-bit words.
+using Signs = __m512i;
+PNTK_INLINE Signs signs(const std::uint8_t* row, int v) {
+  std::uint32_t word;
+  std::memcpy(&word, row + v / 2 * 4, sizeof word);
+  const __m512i up = v % 2 == 0 ? _mm512_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20,
+                                                    19, 18, 17, 16)
+                                : _mm512_setr_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2,
+                                                    1, 0);
+  return _mm512_sllv_epi32(_mm512_set1_epi32(static_cast<int>(word)), up);
+}
+
+// x with the lanes negated whose sign bit is set.
+PNTK_INLINE Vec flip(Vec x, Signs signs) {
+  constexpr int kXorAnd = 0x78;  // x ^ (signs & mask)
+  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(x), signs,
+                                                       _mm512_set1_epi32(INT32_MIN), kXorAnd));
+}
+
+// The same for the vector that starts at any lane; reads no more than its bits.
+PNTK_INLINE Vec flip_at(Vec x, const std::uint8_t* row, std::int64_t lane) {
   std::uint16_t mask;
-  std::memcpy(&mask, bits + lane / 8, sizeof mask);
+  std::memcpy(&mask, row + lane / 8, sizeof mask);
   const __m512i raw = _mm512_castps_si512(x);
   return _mm512_castsi512_ps(_mm512_mask_xor_epi32(raw, mask, raw, _mm512_set1_epi32(INT32_MIN)));
 }
@@ -69,12 +88,19 @@ PNTK_INLINE void store(float* p, Vec x) { _mm256_storeu_ps(p, x); }
 PNTK_INLINE Vec broadcast(float x) { return _mm256_set1_ps(x); }
 PNTK_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 
-PNTK_INLINE Vec flip(Vec x, const std::uint8_t* bits, std::int64_t lane) {
-  // bit i moves to the sign of lane i
-  const __m256i word = _mm256_set1_epi32(bits[lane / 8]);
-  const __m256i up = _mm256_sllv_epi32(word, _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24));
-  const __m256i sign = _mm256_and_si256(up, _mm256_set1_epi32(INT32_MIN));
-  return _mm256_xor_ps(x, _mm256_castsi256_ps(sign));
+using Signs = __m256i;
+PNTK_INLINE Signs signs(const std::uint8_t* row, int v) {
+  const __m256i up = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+  const __m256i moved = _mm256_sllv_epi32(_mm256_set1_epi32(row[v]), up);
+  return _mm256_and_si256(moved, _mm256_set1_epi32(INT32_MIN));
+}
+
+PNTK_INLINE Vec flip(Vec x, Signs signs) {
+  return _mm256_xor_ps(x, _mm256_castsi256_ps(signs));
+}
+
+PNTK_INLINE Vec flip_at(Vec x, const std::uint8_t* row, std::int64_t lane) {
+  return flip(x, signs(row + lane / 8, 0));
 }
 
 template <int Distance>
@@ -105,14 +131,22 @@ PNTK_INLINE void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
 PNTK_INLINE Vec broadcast(float x) { return Vec{x, x, x, x}; }
 PNTK_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 
-PNTK_INLINE Vec flip(Vec x, const std::uint8_t* bits, std::int64_t lane) {
-  const auto n = static_cast<std::uint32_t>(bits[lane / 8] >> (lane & 4));
-  const VecBits sign = VecBits{n << 31, n << 30, n << 29, n << 28} & 0x80000000u;
+using Signs = VecBits;
+PNTK_INLINE Signs signs(const std::uint8_t* row, int v) {
+  const auto n = static_cast<std::uint32_t>(row[v / 2] >> (v % 2 * 4));
+  return VecBits{n << 31, n << 30, n << 29, n << 28} & 0x80000000u;
+}
+
+PNTK_INLINE Vec flip(Vec x, Signs signs) {
   VecBits raw;
   std::memcpy(&raw, &x, sizeof raw);
-  raw ^= sign;
+  raw ^= signs;
   std::memcpy(&x, &raw, sizeof x);
   return x;
+}
+
+PNTK_INLINE Vec flip_at(Vec x, const std::uint8_t* row, std::int64_t lane) {
+  return flip(x, signs(row + lane / 8, static_cast<int>(lane % 8 / 4)));
 }
 
 template <int Distance>
