@@ -2,13 +2,14 @@
 
 ``PNTK_NATIVE`` decides about the extension: unset, it is built where that works and left out
 where it does not; ``1`` makes a failure to build it an error; ``0`` leaves it out.
+``PNTK_SANITIZE=1`` builds it for ``make sanitize``, which runs it with the sanitizers preloaded.
 """
 
 import os
 import platform
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import Pybind11Extension, build_ext, has_flag
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
@@ -24,7 +25,11 @@ _AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 LEVELS = {
     "level_avx2.cpp": ["-mavx2", "-mfma"],
     "level_avx512.cpp": [*_AVX512, "-mprefer-vector-width=512"],
+    "level_amx.cpp": [*_AVX512, "-mprefer-vector-width=512", "-mavx512bf16", "-mavx512vbmi"]
+    + ["-mgfni", "-mamx-tile", "-mamx-bf16"],
 }
+OPTIMISED = ["/O2"] if os.name == "nt" else ["-O3"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -34,9 +39,12 @@ class build_levels(build_ext):
     def build_extension(self, ext: Pybind11Extension) -> None:
         """Build one extension module."""
         compile_one = self.compiler._compile
+        levels = dict(LEVELS)
+        if X86 and not has_flag(self.compiler, "-mamx-bf16"):
+            levels["level_amx.cpp"] = []  # the source leaves its kernels out
 
         def with_options(obj, src, ext_name, cc_args, postargs, pp_opts):
-            options = [*postargs, *LEVELS.get(Path(src).name, [])]
+            options = [*postargs, *levels.get(Path(src).name, [])]
             compile_one(obj, src, ext_name, cc_args, options, pp_opts)
 
         self.compiler._compile = with_options
@@ -53,13 +61,15 @@ def extensions() -> list[Pybind11Extension]:
         raise SystemExit(f"PNTK_NATIVE is {switch!r}; set it to 0, to 1, or not at all")
     if switch == "0":
         return []
+    sanitize = SANITIZERS if os.environ.get("PNTK_SANITIZE") == "1" else []
     native = Pybind11Extension(
         "pntk._C",
         [path for path in files("**/*.cpp") if X86 or Path(path).name not in LEVELS],
         include_dirs=["csrc"],
         depends=files("**/*.h"),
         cxx_std=17,
-        extra_compile_args=["/O2"] if os.name == "nt" else ["-O3"],
+        extra_compile_args=[*sanitize, "-O1", "-g"] if sanitize else OPTIMISED,
+        extra_link_args=sanitize,
         optional=switch != "1",
     )
     return [native]

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "hadamard_call.h"
@@ -91,17 +92,25 @@ std::vector<float> scaled_diagonal(const TileMap& map) {
   const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(map.ko * map.ki)));
   std::vector<float> scaled(map.row_diagonal, map.row_diagonal + map.row_blocks * map.ko);
   for (float& x : scaled) x *= scale;
+  scaled.resize(scaled.size() + kLanes);  // kernels read whole vectors
   return scaled;
 }
 
-Call base_call(const TileMap& map, const std::vector<float>& diagonal, const EntrySigns& signs) {
+// A call and what it points at.
+struct Held {
+  EntrySigns signs;
+  std::vector<float> diagonal;
   Call call{};
-  call.map = &map;
-  call.diagonal = diagonal.data();
-  call.signs = signs.bits.data();
-  call.slots = signs.slots;
-  return call;
-}
+
+  Held(const Level& level, const TileMap& map, int threads, const std::vector<i64>& blocks = {})
+      : signs(level, map, threads, blocks), diagonal(scaled_diagonal(map)) {
+    call.map = &map;
+    call.diagonal = diagonal.data();
+    call.signs = signs.bits.data();
+    call.slots = signs.slots;
+  }
+  Held(const Held&) = delete;
+};
 
 // ---- geometry ----------------------------------------------------------------------------------
 
@@ -159,13 +168,12 @@ bool is_late(const TileMap& m, bool together, i64 positions) {
 
 }  // namespace
 
-void hadamard_factors(const Level& given, const TileMap& map, const Factors& factors, float* out,
-                      int threads) {
+void hadamard_factors(const Level& given, const TileMap& map, const Factors& factors,
+                      const TileMap* bias, float* out, int threads) {
   const Level& level = level_for(given, map);
   const Windows windows(factors);
-  const EntrySigns signs(level, map, threads);
-  const std::vector<float> diagonal = scaled_diagonal(map);
-  Call call = base_call(map, diagonal, signs);
+  Held weight(level, map, threads);
+  Call& call = weight.call;
   call.factors = &factors;
   call.together = !map.per_position && map.positions > 1;
   call.late = is_late(map, call.together, windows.positions);
@@ -181,9 +189,12 @@ void hadamard_factors(const Level& given, const TileMap& map, const Factors& fac
   call.segments = windows.segments.data();
   call.chunks = windows.chunks.data();
   call.chunk_count = static_cast<i64>(windows.chunks.size()) - 1;
+  std::optional<Held> sums;
+  if (bias != nullptr) sums.emplace(level, *bias, threads);
+  const Call* beside = sums ? &sums->call : nullptr;
   parallel_for(ceil_div(factors.batch, kSamplesTogether), threads, [&](i64 task) {
     const i64 first = task * kSamplesTogether;
-    level.hadamard.factors(call, first, std::min(kSamplesTogether, factors.batch - first),
+    level.hadamard.factors(call, beside, first, std::min(kSamplesTogether, factors.batch - first),
                            out + first * map.ko * map.ki);
   });
 }
@@ -191,11 +202,9 @@ void hadamard_factors(const Level& given, const TileMap& map, const Factors& fac
 void hadamard_gradient(const Level& given, const TileMap& map, i64 batch, i64 size,
                        const float* gradient, float* out, int threads) {
   const Level& level = level_for(given, map);
-  const EntrySigns signs(level, map, threads);
-  const std::vector<float> diagonal = scaled_diagonal(map);
-  const Call call = base_call(map, diagonal, signs);
+  const Held held(level, map, threads);
   parallel_for(batch, threads, [&](i64 b) {
-    level.hadamard.gradient(call, gradient + b * size, size, out + b * map.ko * map.ki);
+    level.hadamard.gradient(held.call, gradient + b * size, size, out + b * map.ko * map.ki);
   });
 }
 
@@ -206,9 +215,7 @@ void hadamard_lookup(const Level& given, const TileMap& map, i64 batch, i64 toke
   for (i64& id : blocks) id /= map.ko;
   std::sort(blocks.begin(), blocks.end());
   blocks.erase(std::unique(blocks.begin(), blocks.end()), blocks.end());
-  const EntrySigns signs(level, map, threads, blocks);
-  const std::vector<float> diagonal = scaled_diagonal(map);
-  const Call call = base_call(map, diagonal, signs);
+  const Held held(level, map, threads, blocks);
   parallel_for(batch, threads, [&](i64 b) {
     const i64* found = ids + b * tokens;
     std::vector<Segment> segments(static_cast<std::size_t>(tokens));
@@ -223,7 +230,7 @@ void hadamard_lookup(const Level& given, const TileMap& map, i64 batch, i64 toke
       slots.push_back(block - blocks.begin());
     }
     const Lookup lookup{tokens, sorted.data(), slots.data(), segments.data()};
-    level.hadamard.lookup(call, lookup, delta + b * tokens * map.channels,
+    level.hadamard.lookup(held.call, lookup, delta + b * tokens * map.channels,
                           out + b * map.ko * map.ki);
   });
 }

@@ -41,8 +41,10 @@ struct Factors {
       grid[kAxes];
 };
 
-// All add to out [b, k].
-void hadamard_factors(const Level&, const TileMap&, const Factors&, float* out, int threads);
+// All add to out [b, k]. bias: null, or the map of a vector of O numbers whose gradients are the
+// sums of the row factors over positions.
+void hadamard_factors(const Level&, const TileMap&, const Factors&, const TileMap* bias, float* out,
+                      int threads);
 
 // gradient: [b, O, C, P], or [b, size] of a vector; contiguous.
 void hadamard_gradient(const Level&, const TileMap&, std::int64_t batch, std::int64_t size,

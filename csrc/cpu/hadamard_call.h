@@ -50,9 +50,11 @@ struct Lookup {
 
 constexpr std::int64_t kSamplesTogether = 2;  // in a call of factors()
 
-// Each adds samples to phi [k] of the first.
+// Each adds samples to phi [k] of the first. bias: null, or the call of a vector whose gradients are
+// the sums of the row factors.
 struct HadamardKernels {
-  void (*factors)(const Call&, std::int64_t first, std::int64_t count, float* phi);
+  void (*factors)(const Call&, const Call* bias, std::int64_t first, std::int64_t count,
+                  float* phi);
   void (*gradient)(const Call&, const float* gradient, std::int64_t size, float* phi);
   void (*lookup)(const Call&, const Lookup&, const float* delta, float* phi);
 };

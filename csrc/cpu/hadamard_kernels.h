@@ -159,15 +159,14 @@ inline void pack(const Source& x, i64 first, i64 width, const float* diagonal, b
 // Transform a tile [rows of ko, ki], whose diagonals are already in, and add it to phi.
 inline void add_transformed(float* tile, i64 rows, i64 ko, const Place& at) {
   walsh_columns(tile, rows, at.ki);
-  if (rows == 1) {  // each row of the result is this one
-    for (i64 r = 0; r < ko; ++r)
-      for (i64 c = 0; c < at.ki; c += kLanes) add_vector(at, r, c, load(tile + c));
-    return;
+  i64 order = 1;  // zeros past it only repeat the transform of the rows before
+  while (order < rows) order *= 2;
+  fill_zeros(tile + rows * at.ki, (order - rows) * at.ki);
+  walsh_rows(tile, order, at.ki);
+  for (i64 r = 0; r < ko; ++r) {
+    const float* row = tile + (r & (order - 1)) * at.ki;
+    for (i64 c = 0; c < at.ki; c += kLanes) add_vector(at, r, c, load(row + c));
   }
-  fill_zeros(tile + rows * at.ki, (ko - rows) * at.ki);
-  walsh_rows(tile, ko, at.ki);
-  for (i64 r = 0; r < ko; ++r)
-    for (i64 c = 0; c < at.ki; c += kLanes) add_vector(at, r, c, load(tile + r * at.ki + c));
 }
 
 // slot: of row block i among the call's entry signs.
@@ -532,20 +531,59 @@ inline void add_grouped(const Call& call, i64 b, float* phi) {
   add_gradient(call, gradient, size, tile, phi);
 }
 
+// ---- a bias beside its weight ------------------------------------------------------------------
+
+constexpr i64 kSummed = 256;  // positions summed at a time, so that rounding errors stay small
+
+// to[f] = sum over t of x[f, t]
+inline void sum_positions(const Source& x, float* to) {
+  fill_zeros(to, x.features);
+  for (i64 start = 0; start < x.positions; start += kSummed) {
+    const i64 end = smaller(x.positions, start + kSummed);
+    i64 f = 0;
+    if (x.feature == 1)
+      for (; f + kLanes <= x.features; f += kLanes) {
+        Vec sum = broadcast(0.0f);
+        for (i64 t = start; t < end; ++t) sum = sum + load(x.data + t * x.position + f);
+        store(to + f, load(to + f) + sum);
+      }
+    for (; f < x.features; ++f) {
+      const float* row = x.data + f * x.feature;
+      float lanes[kLanes] = {};
+      i64 t = start;
+      if (x.position == 1) {
+        Vec sum = broadcast(0.0f);
+        for (; t + kLanes <= end; t += kLanes) sum = sum + load(row + t);
+        store(lanes, sum);
+      }
+      float total = 0.0f;
+      for (; t < end; ++t) total += row[t * x.position];
+      for (const float lane : lanes) total += lane;
+      to[f] += total;
+    }
+  }
+}
+
+inline void add_bias(const Call& bias, const Source& rows, float* phi) {
+  const TileMap& m = *bias.map;
+  float* sums = scratch(rows.features + m.ko * m.ki);
+  sum_positions(rows, sums);
+  add_gradient(bias, sums, rows.features, sums + rows.features, phi);
+}
+
 // ---- samples -----------------------------------------------------------------------------------
 
-void factors_samples(const Call& call, i64 first, i64 count, float* phi) {
+void factors_samples(const Call& call, const Call* bias, i64 first, i64 count, float* phi) {
   const i64 k = call.map->ko * call.map->ki;
-  const bool rank_one = call.factors->groups == 1 && call.positions == 1;
-  if (rank_one && count == kSamplesTogether) {
-    add_rank_one<kSamplesTogether>(call, first, phi);
-    return;
-  }
-  for (i64 b = 0; b < count; ++b, phi += k) {
-    if (call.factors->groups > 1) add_grouped(call, first + b, phi);
-    else if (rank_one) add_rank_one<1>(call, first + b, phi);
-    else if (call.late) add_late(call, first + b, phi);
-    else add_early(call, first + b, phi);
+  const bool grouped = call.factors->groups > 1, rank_one = !grouped && call.positions == 1;
+  const bool together = rank_one && count == kSamplesTogether;
+  if (together) add_rank_one<kSamplesTogether>(call, first, phi);
+  for (i64 b = first; b < first + count; ++b, phi += k) {
+    if (grouped) add_grouped(call, b, phi);
+    else if (rank_one && !together) add_rank_one<1>(call, b, phi);
+    else if (!rank_one && call.late) add_late(call, b, phi);
+    else if (!rank_one) add_early(call, b, phi);
+    if (bias) add_bias(*bias, row_source(call, b), phi);  // while phi is in cache
   }
 }
 

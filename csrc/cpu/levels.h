@@ -3,8 +3,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
+#include "dense_call.h"
 #include "hadamard_call.h"
+#include "sums.h"
 
 namespace pntk {
 
@@ -17,6 +20,8 @@ struct Level {
   void (*philox)(std::uint64_t seed, std::uint64_t stream, std::uint64_t block,
                  std::uint32_t* words);  // 4 * kPhiloxLanes words
   HadamardKernels hadamard;
+  DenseKernels dense;
+  void (*norm_sums)(const NormSums&, std::int64_t sample);
 };
 
 // The level that runs: the widest that the processor has, not above PNTK_CPU_LEVEL. Throws
@@ -27,11 +32,16 @@ const Level& current_level();
 const Level* const* compiled_levels(std::size_t* count);
 bool supported(const Level& level);
 
+// The supported level of this name, or null. One more than above, for tests alone: "amx-emulated"
+// computes as "amx" does, without its instructions.
+const Level* find_level(const std::string& name);
+
 extern const Level kPortable;
 #if defined(__x86_64__) || defined(_M_X64)
 #define PNTK_X86 1
 extern const Level kAvx2;
 extern const Level kAvx512;
+extern const DenseKernels kAmxDense, kAmxEmulatedDense;  // empty where the compiler has no AMX
 #endif
 
 }  // namespace pntk

@@ -115,6 +115,7 @@ class _Run:
             self.batch,
             self.projector.dtype,
             self.keep,
+            self.projector.impl == "cpu",
         )
         version = inputs._version
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -37,6 +38,16 @@ class Target:
         """Add products of prepared factors."""
         self._add(rows.shape[0], self.sketch.add_products, rows, columns)
 
+    def affine(self, bias: Target | None, rows: Tensor, columns: Columns) -> None:
+        """Add products of rows [b * m, O, T] and prepared columns, and their sums for a bias."""
+        if bias is not None and bias.rows is self.rows:  # one pass over the rows
+            self._add(rows.shape[0], partial(self.sketch.add_affine, bias.sketch), rows, columns)
+            return
+        groups = 1 if columns.windows is None else columns.windows.groups
+        self.products(self.sketch.prepare_rows(rows, groups), columns)
+        if bias is not None:
+            bias.gradient(rows.sum(2))
+
     def lookup(self, ids: Tensor, delta: Tensor) -> None:
         """Add delta [b * m, T, d] at rows ids [b * m, T]."""
         self._add(ids.shape[0], self.sketch.add_lookup, ids, delta)
@@ -61,6 +72,7 @@ class Call:
         batch: b.
         dtype: float32 or float64, in which gradients are made.
         keep: whether more outputs follow, so that what depends on the input alone is kept.
+        native: whether the compiled CPU kernels serve.
     """
 
     module: Any
@@ -68,6 +80,7 @@ class Call:
     batch: int
     dtype: torch.dtype
     keep: bool = False
+    native: bool = False
     kept: dict[str, Any] = field(default_factory=dict)
 
     def once(self, key: str, make: Callable[[], T]) -> T:
@@ -150,17 +163,21 @@ def refuse(module: nn.Module, name: str) -> None:
 
 
 def _linear(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
-    delta = call.positions(delta)
-    if weight := targets.get("weight"):
+    rows, weight, bias = (
+        call.positions(delta).transpose(1, 2),
+        targets.get("weight"),
+        targets.get("bias"),
+    )
+    if weight:
         columns = call.once(
             "columns",
             lambda: weight.sketch.prepare_columns(
                 Columns(call.positions(call.input).transpose(1, 2))
             ),
         )
-        weight.products(weight.sketch.prepare_rows(delta.transpose(1, 2)), columns)
-    if bias := targets.get("bias"):
-        bias.gradient(delta.sum(1))
+        weight.affine(bias, rows, columns)
+    elif bias:
+        bias.gradient(rows.sum(2))
 
 
 def _transposed_linear(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
@@ -180,18 +197,12 @@ def _transposed_linear(call: Call, delta: Tensor, targets: dict[str, Target]) ->
 
 
 def _convolution(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
-    conv = call.module
-    if weight := targets.get("weight"):
-        rows = delta.flatten(2).to(call.dtype)
-        if conv.groups > 1:
-            weight.products(rows, call.once("columns", lambda: _seen(call, delta)))
-        else:
-            columns = call.once(
-                "columns", lambda: weight.sketch.prepare_columns(_seen(call, delta))
-            )
-            weight.products(weight.sketch.prepare_rows(rows), columns)
-    if bias := targets.get("bias"):
-        bias.gradient(delta.flatten(2).sum(2, dtype=call.dtype))
+    rows, weight, bias = delta.flatten(2).to(call.dtype), targets.get("weight"), targets.get("bias")
+    if weight:
+        columns = call.once("columns", lambda: weight.sketch.prepare_columns(_seen(call, delta)))
+        weight.affine(bias, rows, columns)
+    elif bias:
+        bias.gradient(rows.sum(2))
 
 
 def _seen(call: Call, delta: Tensor) -> Columns:
@@ -217,12 +228,12 @@ def _transposed_convolution(call: Call, delta: Tensor, targets: dict[str, Target
         windows = Windows(
             conv.kernel_size, conv.stride, conv.dilation, grid, conv.padding, conv.groups
         )
-        seen, inputs = Columns(delta.to(call.dtype), windows), call.input.flatten(2).to(call.dtype)
-        if conv.groups > 1:
-            weight.products(inputs, seen)
-        else:
-            rows = call.once("rows", lambda: weight.sketch.prepare_rows(inputs))
-            weight.products(rows, weight.sketch.prepare_columns(seen))
+        rows = call.once(
+            "rows",
+            lambda: weight.sketch.prepare_rows(call.input.flatten(2).to(call.dtype), conv.groups),
+        )
+        seen = Columns(delta.to(call.dtype), windows)
+        weight.products(rows, weight.sketch.prepare_columns(seen))
     if bias := targets.get("bias"):
         bias.gradient(delta.flatten(2).sum(2, dtype=call.dtype))
 
@@ -261,13 +272,25 @@ def _features_normed(call: Call, shape: tuple[int, ...]) -> Tensor:
 
 def _channel_norm(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
     """BatchNorm (eval), GroupNorm and InstanceNorm: a scale and shift for each channel."""
-    flat = (*delta.shape[:2], -1)
-    delta = delta.to(call.dtype).reshape(flat)
-    if weight := targets.get("weight"):
-        normed = call.once("normed", lambda: _channels_normed(call).reshape(flat))
-        weight.gradient((delta * normed).sum(2))
-    if bias := targets.get("bias"):
-        bias.gradient(delta.sum(2))
+    norm, delta = call.module, _by_channel(delta.to(call.dtype))
+    weight, bias = targets.get("weight"), targets.get("bias")
+    if call.native and weight and getattr(norm, "running_mean", None) is not None:
+        x = _by_channel(call.input.to(call.dtype))
+        mean, var = norm.running_mean.to(call.dtype), norm.running_var.to(call.dtype)
+        scale, shift = torch.ops.pntk.norm_sums(delta, x, mean)
+        weight.gradient(scale * torch.rsqrt(var + norm.eps))
+    else:
+        shift = delta.sum(2)
+        if weight:
+            normed = call.once("normed", lambda: _by_channel(_channels_normed(call)))
+            weight.gradient((delta * normed).sum(2))
+    if bias:
+        bias.gradient(shift)
+
+
+def _by_channel(x: Tensor) -> Tensor:
+    """Return [n, C, L] of [n, C, ...]."""
+    return x.flatten(2) if x.dim() > 2 else x[..., None]
 
 
 def _channels_normed(call: Call) -> Tensor:

@@ -139,16 +139,18 @@ class HadamardSketch(Sketch):
         early += positions * (t.padded_rows * t.ko + t.padded_channels * t.ki)
         return late < early
 
-    def prepare_rows(self, rows: Tensor) -> Tensor:
+    def prepare_rows(self, rows: Tensor, groups: int = 1) -> Tensor:
         """Return H D rows: [b, O, T] -> [b, padded rows, T]; as they are for the late road."""
         rows = rows.to(self.dtype)
-        if self.tiles.vector or self._late(rows.shape[2]):
+        if self.tiles.vector or groups > 1 or self._late(rows.shape[2]):
             return rows.contiguous()
         return _mix(rows, self.signs.row_diagonal, self._h_rows)
 
     def prepare_columns(self, columns: Columns) -> Columns:
         """Return H D' columns: C -> padded channels (or all P * C together)."""
         t, x, windows = self.tiles, columns.tensor.to(self.dtype), columns.windows
+        if windows is not None and windows.groups > 1:
+            return Columns(x, windows)
         if windows is not None:
             x, windows = windows.padded(x)
         positions = x.shape[2] if windows is None else math.prod(windows.grid)

@@ -6,6 +6,8 @@ at a time in cache; so nothing is prepared here and nothing of a gradient's size
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -51,10 +53,10 @@ class NativeHadamardSketch(Sketch):
         return ops.signed(self.spec.seed), ops.signed(stream)
 
     def add_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:
-        flat = gradient.reshape(gradient.shape[0], -1).to(self.dtype).contiguous()
+        flat = gradient.reshape(gradient.shape[0], self.size).to(self.dtype).contiguous()
         torch.ops.pntk.hadamard_gradient(flat, *self._map, *self._stream(output), out)
 
-    def prepare_rows(self, rows: Tensor) -> Tensor:
+    def prepare_rows(self, rows: Tensor, groups: int = 1) -> Tensor:
         return rows.to(self.dtype)
 
     def prepare_columns(self, columns: Columns) -> Columns:
@@ -63,13 +65,25 @@ class NativeHadamardSketch(Sketch):
     def add_products(self, rows: Tensor, columns: Columns, out: Tensor, output: int = 0) -> None:
         if self.tiles.vector:  # one row: its products are the gradient itself
             super().add_products(rows, columns, out, output)
-            return
+        elif rows.shape[2]:
+            factors = self._factors(rows, columns)
+            torch.ops.pntk.hadamard_factors(*factors, *self._stream(output), out)
+
+    def add_affine(
+        self, bias: Sketch, rows: Tensor, columns: Columns, out: Tensor, output: int = 0
+    ) -> None:
+        if self.tiles.vector or not isinstance(bias, NativeHadamardSketch):
+            super().add_affine(bias, rows, columns, out, output)
+        elif rows.shape[2]:
+            factors = self._factors(rows.to(self.dtype), columns)
+            beside = (*bias._map, bias._stream(output)[1])
+            torch.ops.pntk.hadamard_affine(*factors, *beside, *self._stream(output), out)
+
+    def _factors(self, rows: Tensor, columns: Columns) -> tuple[Any, ...]:
         windows = columns.windows or Windows((1,), (1,), (1,), (rows.shape[2],))
         b, c, *spatial = columns.tensor.shape
         image = columns.tensor.view(b, c, *[1] * (AXES - len(spatial)), *spatial)
-        torch.ops.pntk.hadamard_factors(
-            rows, image, *self._map, _sizes(windows), windows.groups, *self._stream(output), out
-        )
+        return rows, image, *self._map, _sizes(windows), windows.groups
 
     def add_lookup(self, ids: Tensor, delta: Tensor, out: Tensor, output: int = 0) -> None:
         if self.tiles.vector:

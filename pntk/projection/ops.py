@@ -24,7 +24,12 @@ SCHEMAS = {
     "hadamard_factors": (
         f"(Tensor rows, Tensor columns, {_MAP}, int[] windows, int groups, {_TAIL}) -> ()"
     ),
+    "hadamard_affine": (
+        f"(Tensor rows, Tensor columns, {_MAP}, int[] windows, int groups, Tensor bias_diagonals, "
+        f"Tensor bias_shifts, int[] bias_tiles, int bias_stream, {_TAIL}) -> ()"
+    ),
     "hadamard_lookup": f"(Tensor ids, Tensor delta, {_MAP}, {_TAIL}) -> ()",
+    "dense_project": f"(Tensor gradient, bool normal, float scale, bool bf16, {_TAIL}) -> ()",
 }
 
 
@@ -42,11 +47,30 @@ def _run(name: str) -> Any:
     threads = torch.get_num_threads
 
     def run(*args: Any) -> None:
-        given = [a.numpy() if isinstance(a, Tensor) else a for a in args]
-        *rest, seed, stream, out = given
-        kernel(*rest, seed % _WORD, stream % _WORD, out, threads())
+        try:
+            given = [a.numpy() if isinstance(a, Tensor) else a for a in args]
+            *rest, seed, stream, out = given
+            if name == "hadamard_affine":
+                rest[-1] %= _WORD
+            kernel(*rest, seed % _WORD, stream % _WORD, out, threads())
+        except TypeError:
+            raise TypeError(_mismatch(name, args)) from None
 
     return run
+
+
+def _mismatch(name: str, args: tuple[Any, ...]) -> str:
+    names = [a.name for a in getattr(torch.ops.pntk, name).default._schema.arguments]
+    found = [
+        f"{label} {str(given.dtype).removeprefix('torch.')} {list(given.shape)}"
+        + ("" if given.is_contiguous() else f" of strides {given.stride()}")
+        for label, given in zip(names, args, strict=True)
+        if isinstance(given, Tensor)
+    ]
+    return (
+        f"pntk::{name} got {', '.join(found)}; expected float32 (ids int64, shifts int32), and "
+        "contiguous but for rows and columns"
+    )
 
 
 def _nothing(*args: Any) -> None:
@@ -59,3 +83,22 @@ for _name, _schema in SCHEMAS.items():
     if bits.has_native():
         _library.impl(_name, _run(_name), "CPU")
     torch.library.register_fake(f"pntk::{_name}", _nothing, lib=_library)
+
+
+def _norm_sums(delta: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sums over positions [n, C] of delta (x - mean), and of delta [n, C, L]; mean [C]."""
+    scale, shift = torch.empty(delta.shape[:2]), torch.empty(delta.shape[:2])
+    arrays = (each.numpy() for each in (delta, x, mean, scale, shift))
+    bits.native_module().norm_sums(*arrays, torch.get_num_threads())
+    return scale, shift
+
+
+def _norm_sums_fake(delta: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    shape = delta.shape[:2]
+    return delta.new_empty(shape), delta.new_empty(shape)
+
+
+_library.define("norm_sums(Tensor delta, Tensor x, Tensor mean) -> (Tensor, Tensor)")
+if bits.has_native():
+    _library.impl("norm_sums", _norm_sums, "CPU")
+torch.library.register_fake("pntk::norm_sums", _norm_sums_fake, lib=_library)

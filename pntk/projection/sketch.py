@@ -105,8 +105,12 @@ class Sketch(ABC):
     def add_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:
         """Add A g for gradients [b, *shape] to ``out`` [b, k]."""
 
-    def prepare_rows(self, rows: Tensor) -> Tensor:
-        """Return row factors [b, O, T] as :meth:`add_products` wants them."""
+    def prepare_rows(self, rows: Tensor, groups: int = 1) -> Tensor:
+        """Return row factors [b, O, T] as :meth:`add_products` wants them.
+
+        Args:
+            groups: of the columns that they will meet.
+        """
         return rows
 
     def prepare_columns(self, columns: Columns) -> Columns:
@@ -127,6 +131,19 @@ class Sketch(ABC):
             return torch.stack(products, dim=-1)
 
         self._add_in_parts(gradient, rows.shape[0], out, output)
+
+    def add_affine(
+        self, bias: Sketch, rows: Tensor, columns: Columns, out: Tensor, output: int = 0
+    ) -> None:
+        """Add A G of an affine map's weight, and A' g of its bias with g = sum_t rows[:, :, t].
+
+        Args:
+            rows: [b, O, T], not prepared.
+            columns: prepared.
+        """
+        groups = 1 if columns.windows is None else columns.windows.groups
+        self.add_products(self.prepare_rows(rows, groups), columns, out, output)
+        bias.add_gradient(rows.sum(2), out, output)
 
     def add_lookup(self, ids: Tensor, delta: Tensor, out: Tensor, output: int = 0) -> None:
         """Add A G for G[ids[b, t]] += delta[b, t]; ids [b, T] int64, delta [b, T, d]."""
