@@ -15,9 +15,9 @@ import typer
 
 from pntk._version import __version__
 from pntk.cli.common import JsonFlag, format_bytes, print_facts, print_json
-from pntk.errors import ConfigError
+from pntk.errors import KernelError
 from pntk.projection import bits
-from pntk.projection.dispatch import IMPLEMENTATIONS, resolve_impl
+from pntk.projection.dispatch import IMPLEMENTATIONS, why_not
 from pntk.store import FeatureStore
 
 NAME = "info"
@@ -72,18 +72,30 @@ def environment() -> dict[str, Any]:
         },
         "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "implementations": {name: _why_unusable(name) for name in IMPLEMENTATIONS},
-        "compiled_bits": {"usable": bits.has_native(), "reason": bits.native_error()},
+        "kernels": _kernels(),
         "extras": {extra: _missing(modules) for extra, modules in EXTRAS.items()},
+    }
+
+
+def _kernels() -> dict[str, Any]:
+    """Return the instruction set that the compiled kernels use, and what they have for others."""
+    native = bits.native_module()
+    if native is None:
+        return {"level": None, "reason": bits.native_error(), "levels": {}}
+    cap = os.environ.get("PNTK_CPU_LEVEL")
+    return {
+        "level": native.level(),
+        "reason": f"PNTK_CPU_LEVEL={cap}" if cap else "the widest that this processor has",
+        "levels": dict(native.levels()),
     }
 
 
 def _why_unusable(impl: str) -> str | None:
     """Return why an implementation cannot be chosen here, or None where it can."""
     try:
-        resolve_impl(impl)
-    except ConfigError as error:
+        return why_not(impl)
+    except KernelError as error:
         return str(error)
-    return None
 
 
 def _missing(modules: tuple[str, ...]) -> list[str]:
@@ -106,8 +118,11 @@ def _environment_facts(values: dict[str, Any]) -> dict[str, str]:
     facts["CUDA"] = ", ".join(values["cuda"]) or "no device that PyTorch can use"
     for name, reason in values["implementations"].items():
         facts[f"impl {name}"] = "usable" if reason is None else f"not usable: {reason}"
-    compiled = values["compiled_bits"]
-    facts["compiled bits"] = "usable" if compiled["usable"] else f"not usable: {compiled['reason']}"
+    kernels = values["kernels"]
+    facts["CPU kernels"] = f"{kernels['level'] or 'none'} ({kernels['reason']})"
+    if kernels["levels"]:
+        known = kernels["levels"].items()
+        facts["CPU levels"] = ", ".join(name + ("" if ok else " (not here)") for name, ok in known)
     for extra, missing in values["extras"].items():
         facts[f"extra [{extra}]"] = (
             f'lacks {", ".join(missing)}: pip install "pntk[{extra}]"' if missing else "complete"

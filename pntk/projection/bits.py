@@ -214,6 +214,9 @@ def native_module() -> Any:
     """Return the extension module ``pntk._C``, or None; ``native_error`` says why.
 
     It is imported on the first call, and never where ``PNTK_DISABLE_NATIVE=1`` is set by then.
+
+    Raises:
+        ConfigError: ``PNTK_DISABLE_NATIVE`` or ``PNTK_CPU_LEVEL`` has a value without a meaning.
     """
     return _load_native()[0]
 
@@ -226,7 +229,7 @@ def _load_native() -> tuple[ModuleType | None, str | None]:
     if switch == "1":
         return None, "turned off by PNTK_DISABLE_NATIVE=1"
     try:
-        return importlib.import_module("pntk._C"), None
+        module = importlib.import_module("pntk._C")
     except ModuleNotFoundError as error:
         if error.name == "pntk._C":
             remedy = "install with a C++17 compiler; PNTK_NATIVE=1 shows why the build fails"
@@ -234,8 +237,18 @@ def _load_native() -> tuple[ModuleType | None, str | None]:
         reason = _broken(error)
     except Exception as error:  # a module that was built and does not load is never normal
         reason = _broken(error)
+    else:
+        _check_level(module)
+        return module, None
     warnings.warn(reason, PntkWarning, stacklevel=2)
     return None, reason
+
+
+def _check_level(module: Any) -> None:
+    try:
+        module.level()
+    except ValueError as error:  # PNTK_CPU_LEVEL names none
+        raise ConfigError(str(error)) from None
 
 
 def _broken(error: Exception) -> str:

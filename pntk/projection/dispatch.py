@@ -15,6 +15,7 @@ from torch import Tensor
 from pntk.errors import ConfigError
 from pntk.projection import bits
 from pntk.projection.dense import DenseSketch, IdentitySketch
+from pntk.projection.dense_native import NativeDenseSketch
 from pntk.projection.hadamard import HadamardSketch
 from pntk.projection.hadamard_native import NativeHadamardSketch
 from pntk.projection.selftest import check_kernels
@@ -138,8 +139,9 @@ class Projector:
             before = names[: names.index(name)]
             offset = sum(math.prod(self.shapes[other]) for other in before)
             return IdentitySketch(name, shape, offset=offset, stride=self.gradient_size, **common)
-        if self.spec.family == "hadamard" and self.impl == "cpu":
-            return NativeHadamardSketch(self.spec, name, shape, **common)
         if self.spec.family == "hadamard":
+            if self.impl == "cpu":
+                return NativeHadamardSketch(self.spec, name, shape, **common)
             return HadamardSketch(self.spec, name, shape, cache=self._cache, **common)
-        return DenseSketch(self.spec, name, shape, **common)
+        kind = NativeDenseSketch if self.impl == "cpu" else DenseSketch
+        return kind(self.spec, name, shape, **common)

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pntk.errors import ConfigError
 from pntk.projection import bits
 
 _MAP = "Tensor diagonals, Tensor shifts, int[] tiles"
 _TAIL = "int seed, int stream, Tensor(a!) out"
 _WORD = 1 << 64
+_WORDS = ("seed", "stream", "bias_stream")
 
 SCHEMAS = {
     "hadamard_gradient": f"(Tensor gradient, {_MAP}, {_TAIL}) -> ()",
@@ -42,20 +44,25 @@ def signed(word: int) -> int:
     return word - _WORD if word >= _WORD // 2 else word
 
 
-def _run(name: str) -> Any:
-    kernel = getattr(bits.native_module(), name)
-    threads = torch.get_num_threads
+def _kernel(name: str) -> Any:
+    native = bits.native_module()
+    if native is None:
+        raise ConfigError(f"pntk::{name} needs the compiled kernels: {bits.native_error()}")
+    return getattr(native, name)
 
+
+def _run(name: str) -> Any:
     def run(*args: Any) -> None:
         try:
             given = [a.numpy() if isinstance(a, Tensor) else a for a in args]
-            *rest, seed, stream, out = given
-            if name == "hadamard_affine":
-                rest[-1] %= _WORD
-            kernel(*rest, seed % _WORD, stream % _WORD, out, threads())
+            for i in words:
+                given[i] %= _WORD
+            _kernel(name)(*given, torch.get_num_threads())
         except TypeError:
             raise TypeError(_mismatch(name, args)) from None
 
+    arguments = getattr(torch.ops.pntk, name).default._schema.arguments
+    words = [i for i, argument in enumerate(arguments) if argument.name in _WORDS]
     return run
 
 
@@ -80,8 +87,7 @@ def _nothing(*args: Any) -> None:
 _library = torch.library.Library("pntk", "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema)
-    if bits.has_native():
-        _library.impl(_name, _run(_name), "CPU")
+    _library.impl(_name, _run(_name), "CPU")
     torch.library.register_fake(f"pntk::{_name}", _nothing, lib=_library)
 
 
@@ -89,7 +95,7 @@ def _norm_sums(delta: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Return sums over positions [n, C] of delta (x - mean), and of delta [n, C, L]; mean [C]."""
     scale, shift = torch.empty(delta.shape[:2]), torch.empty(delta.shape[:2])
     arrays = (each.numpy() for each in (delta, x, mean, scale, shift))
-    bits.native_module().norm_sums(*arrays, torch.get_num_threads())
+    _kernel("norm_sums")(*arrays, torch.get_num_threads())
     return scale, shift
 
 
@@ -99,6 +105,5 @@ def _norm_sums_fake(delta: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Ten
 
 
 _library.define("norm_sums(Tensor delta, Tensor x, Tensor mean) -> (Tensor, Tensor)")
-if bits.has_native():
-    _library.impl("norm_sums", _norm_sums, "CPU")
+_library.impl("norm_sums", _norm_sums, "CPU")
 torch.library.register_fake("pntk::norm_sums", _norm_sums_fake, lib=_library)

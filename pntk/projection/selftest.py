@@ -15,14 +15,18 @@ from torch import Tensor
 
 from pntk.errors import KernelError
 from pntk.projection import bits
+from pntk.projection.dense import DenseSketch
+from pntk.projection.dense_native import NativeDenseSketch
 from pntk.projection.hadamard import HadamardSketch
 from pntk.projection.hadamard_native import NativeHadamardSketch
 from pntk.projection.sketch import Columns, Sketch, Windows
 from pntk.projection.spec import ProjectionSpec
 
 BOUND = 1e-5  # of float32 rows against float64
-SPEC = ProjectionSpec("hadamard", 2048, seed=2**63 + 5)
+K, SEED = 2048, 2**63 + 5
 SAMPLES = 2
+
+Case = tuple[tuple[int, ...], Callable[[Sketch, Tensor], None]]
 
 
 @functools.cache
@@ -33,10 +37,10 @@ def check_kernels() -> None:
         KernelError: naming what differs and the remedy.
     """
     native = bits.native_module()
-    words = bits.philox_words_numpy(SPEC.seed, 7, 3, 300)
-    found = np.empty(300, np.uint32)
-    native.philox_words(found, SPEC.seed, 7, 0, 3)
-    _require("random bits", float((found != words).mean()))
+    words = bits.philox_words_numpy(SEED, 7, 3, 300)
+    made = np.empty(300, np.uint32)
+    native.philox_words(made, SEED, 7, 0, 3)
+    _require("random bits", float((made != words).mean()))
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -45,9 +49,9 @@ def check_kernels() -> None:
     matrix, kernel = (70, 90), (9, 70, 3, 3)
     windows = Windows((3, 3), (2, 2), (1, 1), (3, 3), (1, 1))
     ids = torch.randint(0, matrix[0], (SAMPLES, 5), generator=generator)
-    looked_up, gradient, image = random(SAMPLES, 5, 90), random(SAMPLES, *matrix), (6, 6)
-    cases: dict[str, tuple[tuple[int, ...], Callable[[Sketch, Tensor], None]]] = {
-        "gradient": (matrix, lambda s, out: s.add_gradient(gradient.to(s.dtype), out)),
+    looked_up, small, image = random(SAMPLES, 5, 90), random(SAMPLES, 7, 30), (6, 6)
+    cases: dict[str, Case] = {
+        "gradient": (matrix, _gradient(random(SAMPLES, *matrix))),
         "look-up": (matrix, lambda s, out: s.add_lookup(ids, looked_up.to(s.dtype), out)),
         "outer product": (matrix, _products(random(SAMPLES, 70, 1), random(SAMPLES, 90, 1))),
         "product": (matrix, _products(random(SAMPLES, 70, 130), random(SAMPLES, 90, 130))),
@@ -57,32 +61,54 @@ def check_kernels() -> None:
         ),
     }
     for name, (shape, add) in cases.items():
-        ours = _rows(NativeHadamardSketch, shape, torch.float32, add)
-        expected = _rows(HadamardSketch, shape, torch.float64, add)
-        _require(name, float((ours - expected).norm() / expected.norm()))
+        _compare(name, "hadamard", NativeHadamardSketch, HadamardSketch, shape, add)
+    delta, x = random(SAMPLES, 20, 30), random(SAMPLES, 20, 30)
+    mean = x.mean((0, 2))
+    sums = torch.ops.pntk.norm_sums(delta.float(), x.float(), mean.float())
+    for found, wanted in zip(sums, (delta * (x - mean[:, None]), delta), strict=True):
+        _require("norm sums", float((found - wanted.sum(2)).norm() / wanted.sum(2).norm()))
+    for family in ("rademacher", "normal"):
+        _compare(family, family, NativeDenseSketch, DenseSketch, (7, 30), _gradient(small))
+
+
+def _gradient(gradient: Tensor) -> Callable[[Sketch, Tensor], None]:
+    """Add a materialised gradient."""
+    return lambda sketch, out: sketch.add_gradient(gradient.to(sketch.dtype), out)
 
 
 def _products(
     rows: Tensor, columns: Tensor, windows: Windows | None = None
 ) -> Callable[[Sketch, Tensor], None]:
+    """Add products of factors, alone and beside a bias."""
+
     def add(sketch: Sketch, out: Tensor) -> None:
-        right = sketch.prepare_columns(Columns(columns.to(sketch.dtype), windows))
-        sketch.add_products(sketch.prepare_rows(rows.to(sketch.dtype)), right, out)
+        left, right = rows.to(sketch.dtype), Columns(columns.to(sketch.dtype), windows)
+        right = sketch.prepare_columns(right)
+        sketch.add_products(sketch.prepare_rows(left), right, out)
+        spec, of = ProjectionSpec("hadamard", K, SEED), rows.shape[1:2]
+        kind: Callable[..., Sketch] = type(sketch)
+        bias = kind(spec, "bias", of, dtype=sketch.dtype, device=sketch.device)
+        sketch.add_affine(bias, left, right, out, output=1)
 
     return add
 
 
-def _rows(
-    kind: Callable[..., Sketch],
+def _compare(
+    what: str,
+    family: str,
+    native: Callable[..., Sketch],
+    reference: Callable[..., Sketch],
     shape: tuple[int, ...],
-    dtype: torch.dtype,
     add: Callable[[Sketch, Tensor], None],
-) -> Tensor:
-    sketch = kind(SPEC, "weight", shape, dtype=dtype, device=torch.device("cpu"))
-    assert SPEC.proj_dim is not None
-    out = torch.zeros(SAMPLES, SPEC.proj_dim, dtype=dtype)
-    add(sketch, out)
-    return out
+) -> None:
+    rows = []
+    for kind, dtype in ((native, torch.float32), (reference, torch.float64)):
+        spec = ProjectionSpec(family, K, SEED)
+        sketch = kind(spec, "weight", shape, dtype=dtype, device=torch.device("cpu"))
+        rows.append(torch.zeros(SAMPLES, K, dtype=dtype))
+        add(sketch, rows[-1])
+    ours, expected = rows
+    _require(what, float((ours - expected).norm() / expected.norm()))
 
 
 def _require(what: str, error: float) -> None:

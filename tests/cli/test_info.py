@@ -1,8 +1,13 @@
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 
 from pntk.cli import info
+from pntk.errors import KernelError
+from pntk.projection import dispatch
 from pntk.projection.dispatch import IMPLEMENTATIONS
 from pntk.store import FeatureStore, RowWriter
 
@@ -18,14 +23,33 @@ def test_environment(invoke):
 
 def test_environment_for_people(invoke, monkeypatch):
     monkeypatch.setitem(info.EXTRAS, "search", ("no_such_module",))
-    monkeypatch.setattr(info, "IMPLEMENTATIONS", ("cuda9", "torch"))
-    monkeypatch.setattr(info.bits, "has_native", lambda: False)
+    monkeypatch.setattr(info.bits, "native_module", lambda: None)
     monkeypatch.setattr(info.bits, "native_error", lambda: "switched off")
     shown = invoke("info").stdout
     assert 'lacks no_such_module: pip install "pntk[search]"' in shown
-    assert "not usable: impl is 'cuda9'" in shown
     assert "not usable: switched off" in shown
+    assert "none (switched off)" in shown
     assert "CPU" in shown
+
+
+def test_wrong_kernels_are_not_usable(invoke, monkeypatch):
+    def wrong():
+        raise KernelError("the compiled kernel for products is wrong on this machine")
+
+    monkeypatch.setattr(dispatch, "check_kernels", wrong)
+    assert "not usable: the compiled kernel for products is wrong" in " ".join(
+        invoke("info").stdout.split()
+    )
+
+
+def test_unknown_level(toy):
+    asked = {**os.environ, "PNTK_CPU_LEVEL": "avx9"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pntk", "info"], env=asked, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "PNTK_CPU_LEVEL is 'avx9'; set it to one of portable" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_cpu_without_proc(monkeypatch, tmp_path):

@@ -333,6 +333,7 @@ class TestLoading:
     def test_loaded(self, fresh_loader, monkeypatch):
         monkeypatch.delenv("PNTK_DISABLE_NATIVE", raising=False)
         module = types.ModuleType("pntk._C")
+        module.level = lambda: "avx2"
         monkeypatch.setattr(bits.importlib, "import_module", lambda name: module)
         assert bits.native_module() is module
         assert bits.native_error() is None
