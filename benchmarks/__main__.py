@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine, report
+from benchmarks.kernels import Kernels
 from benchmarks.memory import Memory
 from benchmarks.overhead import Overhead
 from benchmarks.registry import CheckFailed, Entry, Options, Unavailable, run
+from benchmarks.scaling import Scaling
 from benchmarks.trak import Trak
 from benchmarks.variance import Variance
 
-ENTRIES: list[type[Entry]] = [Overhead, Memory, Trak, Variance]
+ENTRIES: list[type[Entry]] = [Overhead, Memory, Kernels, Scaling, Trak, Variance]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

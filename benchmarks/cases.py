@@ -74,6 +74,32 @@ class Loaded:
             values[:, column].sum().backward(retain_graph=column < values.shape[1] - 1)
         self.model.zero_grad(set_to_none=True)
 
+    def floor(self) -> Callable[[], None]:
+        """Return a function that runs what no way to make rows can leave out.
+
+        One forward, and one backward an output that reaches the outputs of the first layers, but
+        no gradient of a parameter.
+        """
+        model = copy.deepcopy(self.model).requires_grad_(False)
+        first: list[Tensor] = []
+
+        def start_here(layer: nn.Module, args: Any, output: Tensor) -> None:
+            if not output.requires_grad:  # no layer with parameters came before
+                first.append(output.requires_grad_())
+
+        for layer in model.modules():
+            if any(True for _ in layer.parameters(recurse=False)):
+                layer.register_forward_hook(start_here)
+
+        def run() -> None:
+            first.clear()
+            values = _values(model, self.case.output, self.batch)
+            for column in range(values.shape[1]):
+                more = column < values.shape[1] - 1
+                torch.autograd.grad(values[:, column].sum(), first, retain_graph=more)
+
+        return run
+
 
 def _values(model: nn.Module, output: str | Callable[[Any, Any], Tensor], batch: Any) -> Tensor:
     values = resolve_output(output)(model, batch).values

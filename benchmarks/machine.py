@@ -14,7 +14,10 @@ import numpy as np
 import torch
 
 import pntk
+from benchmarks.peak import core_peaks
+from benchmarks.registry import Unavailable, progress
 from benchmarks.timing import interleaved
+from pntk.projection import bits
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,6 +30,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "commit": commit(),
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "cpu": cpu_model(),
+        "cpu_level": cpu_level(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -73,8 +77,17 @@ def cpu_model() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
+def cpu_level() -> str:
+    """Return the instruction set that the compiled kernels run with, or ``none``."""
+    native = bits.native_module()
+    return str(native.level()) if native else "none"
+
+
 def ceilings(device: torch.device, quick: bool = False) -> dict[str, float]:
-    """Return the fastest fp32 matrix product [GF/s] and copy [GB/s, read plus written]."""
+    """Return the fastest fp32 matrix product [GF/s] and copy [GB/s, read plus written].
+
+    On a CPU also what one core does, where it can be measured; see ``core_peaks``.
+    """
     large = 4096 if device.type == "cpu" else 16384
     sizes = [256] if quick else [large // 4, large // 2, large]
     gemm = max(_gemm(n, device) for n in sizes)
@@ -82,10 +95,16 @@ def ceilings(device: torch.device, quick: bool = False) -> dict[str, float]:
     source = torch.ones(count, device=device)
     target = torch.empty_like(source)
     copied = interleaved({"copy": lambda: target.copy_(source)}, repeats=5, device=device)
-    return {
+    found = {
         "gemm_gflops": gemm / 1e9,
         "copy_gbytes": 2 * source.nbytes / min(copied.seconds["copy"]) / 1e9,
     }
+    if device.type == "cpu":
+        try:
+            found |= core_peaks(quick)
+        except Unavailable as reason:
+            progress(str(reason))
+    return found
 
 
 def _gemm(n: int, device: torch.device) -> float:

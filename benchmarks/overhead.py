@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import Case, cases, check_rows
+from benchmarks.machine import cpu_level
 from benchmarks.registry import Check, Entry, Options, Row, progress
 from benchmarks.timing import interleaved
 
@@ -18,7 +19,9 @@ class Overhead(Entry):
     name = "overhead"
     summary = (
         "R = time of f(batch), k = 4096, over time of one forward and backward of the same batch "
-        "with parameter gradients (one backward an output for a trace)."
+        "with parameter gradients (one backward an output for a trace). R_floor is that of one "
+        "forward and the backward down to the first layers alone, which no rows can do without: "
+        "R - R_floor is what the projection adds."
     )
 
     def check(self, options: Options) -> list[Check]:
@@ -26,7 +29,8 @@ class Overhead(Entry):
 
     def measure(self, options: Options) -> list[Row]:
         self.notes.append(
-            "Flops are those of matrix products and convolutions, as torch's counter sees them."
+            "Flops are those of matrix products and convolutions, as torch's counter sees them; "
+            "it does not see into compiled kernels."
         )
         return [_measure(case, options) for case in cases(options)]
 
@@ -37,22 +41,29 @@ def _measure(case: Case, options: Options) -> Row:
     f = loaded.featurizer()
     competitors: dict[str, Callable[[], object]] = {
         "backward": loaded.backward,
+        "floor": loaded.floor(),
         "f": lambda: f(loaded.batch),
     }
     times = interleaved(competitors, options.repeats, device=options.device)
-    flops = {name: _flops(competitor) for name, competitor in competitors.items()}
+    flops = {name: _flops(competitors[name]) for name in ("backward", "f")}
     ours = times.of("f")
     return Row(
         case.name,
-        {"R": times.ratio("f", "backward"), "flops": flops["f"] / flops["backward"]},
+        {
+            "R": times.ratio("f", "backward"),
+            "R_floor": times.ratio("floor", "backward"),
+            "flops": flops["f"] / flops["backward"],
+        },
         {
             "batch": len(loaded.batch),
             "parameters": sum(p.numel() for p in loaded.model.parameters()),
             "forward + backward [ms]": times.of("backward").times(1e3),
+            "floor [ms]": times.of("floor").times(1e3),
             "f(batch) [ms]": ours.times(1e3),
             "f [samples/s]": len(loaded.batch) / ours.median,
             "forward + backward [GF/s]": flops["backward"] / times.of("backward").median / 1e9,
             "f [GF/s]": flops["f"] / ours.median / 1e9,
+            "impl": f"cpu ({cpu_level()})" if f.impl == "cpu" else f.impl,
         },
     )
 

@@ -61,10 +61,23 @@ def caption(machine: dict[str, Any], ceilings: dict[str, float]) -> str:
     return (
         f"{gpu}{machine['cpu']}, {machine['threads']} threads of {machine['cores']} cores, "
         f"{machine['memory_gib']} GiB; torch {machine['torch']}, pntk {machine['pntk']} "
-        f"({machine['commit']}); {machine['date'][:10]}. Ceilings: fp32 GEMM "
-        f"{ceilings['gemm_gflops']:.0f} GF/s, copy {ceilings['copy_gbytes']:.1f} GB/s. "
-        "Medians (quartiles)."
+        f"({machine['commit']}), kernels {machine['cpu_level']}; {machine['date'][:10]}. "
+        f"Ceilings: fp32 GEMM {ceilings['gemm_gflops']:.0f} GF/s, copy "
+        f"{ceilings['copy_gbytes']:.1f} GB/s{_core(ceilings)}. Medians (quartiles)."
     )
+
+
+def _core(ceilings: dict[str, float]) -> str:
+    """Return the peaks of one core, where they were measured."""
+    known = {
+        "core_fma_gflops": "fp32 FMA {:.0f} GF/s",
+        "core_dot_bf16_gflops": "bf16 dot product {:.0f} GF/s",
+        "core_amx_bf16_gflops": "bf16 AMX {:.0f} GF/s",
+        "core_read_gbytes": "read {:.1f} GB/s",
+        "core_triad_gbytes": "triad {:.1f} GB/s",
+    }
+    found = [text.format(ceilings[key]) for key, text in known.items() if key in ceilings]
+    return f"; one core: {', '.join(found)}" if found else ""
 
 
 def table(rows: list[Row], part: str) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,23 @@ class Times:
         """
         pairs = zip(self.seconds[name], self.seconds[base], strict=True)
         return Spread.of([ours / theirs for ours, theirs in pairs])
+
+    def scaled(self, factors: Mapping[str, float]) -> Times:
+        """Return the times of each competitor multiplied by its own factor."""
+        return Times(
+            {name: [s * factors[name] for s in all_] for name, all_ in self.seconds.items()}
+        )
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch and the compiled kernels use this many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def interleaved(

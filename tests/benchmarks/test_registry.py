@@ -24,6 +24,7 @@ MACHINE = {
     "device": "NVIDIA Some GPU",
     "cuda": "13.0",
     "cpu": "Some CPU",
+    "cpu_level": "avx9",
     "cores": 4,
     "threads": 2,
     "memory_gib": 8.0,
@@ -103,7 +104,8 @@ def test_report_files(tmp_path: Path) -> None:
     text = paths[1].read_text()
     assert text.index("## Ratios") < text.index("## Absolute") < text.index("| fake rows | 1e-05")
     assert text.count("NVIDIA Some GPU, CUDA 13.0; Some CPU, 2 threads of 4 cores") == 2
-    assert text.count("(abc123-dirty); 2026-01-02") == 2
+    assert text.count("(abc123-dirty), kernels avx9; 2026-01-02") == 2
+    assert text.count("copy 12.3 GB/s. Medians") == 2
     assert "| first | 1.5 (1.25 to 2) |" in text
     assert "| second |  |  | yes |" in text  # cells that a row lacks are empty
     assert "mean nothing" not in text
@@ -120,7 +122,7 @@ def test_peaks_see_what_a_call_holds() -> None:
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert {"overhead", "memory", "trak"} <= set(listed)
+    assert {"overhead", "memory", "kernels", "scaling", "trak"} <= set(listed)
     with pytest.raises(SystemExit):
         main(["nonsense"])
     assert "no entry nonsense; there are overhead, " in capsys.readouterr().err
