@@ -90,6 +90,18 @@ def plain(batch: Any) -> Any:
     return tree_map(lambda t: t.clone() if t.is_inference() else t.detach(), batch)
 
 
+def channels_last(batch: Any) -> Any:
+    """Return the batch with its images, [b, c, h, w] of floats, in channels-last memory order."""
+    return tree_map(
+        lambda t: (
+            t.contiguous(memory_format=torch.channels_last)
+            if t.dim() == 4 and t.is_floating_point()
+            else t
+        ),
+        batch,
+    )
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """Return the batch on a device."""
     return tree_map(lambda tensor: tensor.to(device, non_blocking=True), batch)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pntk.batch import batch_size
+from pntk.batch import batch_size, channels_last
 from pntk.errors import ModelError, OutputError
 from pntk.gradients.hooks import Use, exact, quiet, tapped
 from pntk.gradients.plan import Plan
@@ -60,7 +60,7 @@ def capture(
     size = batch_size(batch)
     run = _Run(projector, rows_for, size, keep=plan.outputs > 1)
     with quiet(model), torch.enable_grad(), tapped(plan.uses.values(), run.on_call):
-        found = output(model, batch)
+        found = output(model, channels_last(batch) if plan.channels_last else batch)
         values = check_values(found, size)
         if values.shape[1] != plan.outputs:
             raise OutputError(

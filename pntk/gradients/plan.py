@@ -30,6 +30,7 @@ class Plan:
         outputs: c, the number of differentiated outputs; 0 before the probe.
         sample_bytes: estimate of what one sample's forward and backward hold; 0 before the probe.
         reweights: whether the output gives a reweighting Q.
+        channels_last: whether images go through the model in channels-last memory order.
     """
 
     params: dict[str, nn.Parameter]
@@ -38,6 +39,7 @@ class Plan:
     outputs: int = 0
     sample_bytes: int = 0
     reweights: bool = False
+    channels_last: bool = False
 
     def drop(self, names: Iterable[str], reason: str) -> None:
         """Move parameters from their rules to the fallback."""

@@ -76,7 +76,7 @@ def _mismatch(name: str, args: tuple[Any, ...]) -> str:
     ]
     return (
         f"pntk::{name} got {', '.join(found)}; expected float32 (ids int64, shifts int32), and "
-        "contiguous but for rows and columns"
+        "contiguous but for rows, columns, and the delta and x of norms"
     )
 
 
@@ -94,8 +94,11 @@ for _name, _schema in SCHEMAS.items():
 def _norm_sums(delta: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Return sums over positions [n, C] of delta (x - mean), and of delta [n, C, L]; mean [C]."""
     scale, shift = torch.empty(delta.shape[:2]), torch.empty(delta.shape[:2])
-    arrays = (each.numpy() for each in (delta, x, mean, scale, shift))
-    _kernel("norm_sums")(*arrays, torch.get_num_threads())
+    try:
+        arrays = (each.numpy() for each in (delta, x, mean, scale, shift))
+        _kernel("norm_sums")(*arrays, torch.get_num_threads())
+    except TypeError:
+        raise TypeError(_mismatch("norm_sums", (delta, x, mean))) from None
     return scale, shift
 
 
