@@ -318,34 +318,40 @@ inline void add_early(const Call& call, i64 b, float* phi) {
 }
 
 // Products of taps (one channel at one kernel position, straight from the image) with the rows'
-// panel [t, ld]: to[i, ld] for each of `count` taps.
+// panel [t, ld]: to[i, ld] for each of `count` taps. Chunk by chunk, so that the panel is read from
+// L1 by all taps.
 template <int Taps, int Vectors>
 inline void product_taps(const Call& call, const Image& image, const i64* taps, i64 count,
                          const float* rows, i64 ld, float* to) {
-  const Segment* end = call.segments + call.chunks[call.chunk_count].segment;
   const i64 step = call.step * image.pixel;
-  for (i64 tap = 0; tap < count; tap += Taps) {
-    const float* from[Taps];
-    for (int i = 0; i < Taps; ++i) from[i] = image.data + taps[smaller(tap + i, count - 1)];
-    for (i64 column = 0; column < ld; column += Vectors * kLanes) {
-      Vec sum[Taps][Vectors];
-      for (int i = 0; i < Taps; ++i)
-        for (int v = 0; v < Vectors; ++v) sum[i][v] = broadcast(0.0f);
-      const float* b = rows + column;
-      for (const Segment* s = call.segments; s != end; ++s) {
-        i64 at = s->pixel * image.pixel;
-        for (i64 t = 0; t < s->count; ++t, at += step, b += ld) {
-          Vec x[Vectors];
-          for (int v = 0; v < Vectors; ++v) x[v] = load(b + v * kLanes);
-          for (int i = 0; i < Taps; ++i) {
-            const Vec y = broadcast(from[i][at]);
-            for (int v = 0; v < Vectors; ++v) sum[i][v] = fma(y, x[v], sum[i][v]);
+  for (i64 chunk = 0; chunk < call.chunk_count; ++chunk) {
+    const Segment* begin = call.segments + call.chunks[chunk].segment;
+    const Segment* end = call.segments + call.chunks[chunk + 1].segment;
+    for (i64 tap = 0; tap < count; tap += Taps) {
+      const int taken = static_cast<int>(smaller(Taps, count - tap));
+      const float* from[Taps];
+      for (int i = 0; i < Taps; ++i) from[i] = image.data + taps[tap + (i < taken ? i : 0)];
+      for (i64 column = 0; column < ld; column += Vectors * kLanes) {
+        float* sums = to + tap * ld + column;
+        Vec sum[Taps][Vectors];
+        for (int i = 0; i < Taps; ++i)
+          for (int v = 0; v < Vectors; ++v)
+            sum[i][v] = chunk > 0 && i < taken ? load(sums + i * ld + v * kLanes) : broadcast(0.0f);
+        const float* b = rows + call.chunks[chunk].position * ld + column;
+        for (const Segment* s = begin; s != end; ++s) {
+          i64 at = s->pixel * image.pixel;
+          for (i64 t = 0; t < s->count; ++t, at += step, b += ld) {
+            Vec x[Vectors];
+            for (int v = 0; v < Vectors; ++v) x[v] = load(b + v * kLanes);
+            for (int i = 0; i < Taps; ++i) {
+              const Vec y = broadcast(from[i][at]);
+              for (int v = 0; v < Vectors; ++v) sum[i][v] = fma(y, x[v], sum[i][v]);
+            }
           }
         }
+        for (int i = 0; i < taken; ++i)
+          for (int v = 0; v < Vectors; ++v) store(sums + i * ld + v * kLanes, sum[i][v]);
       }
-      for (int i = 0; i < Taps && tap + i < count; ++i)
-        for (int v = 0; v < Vectors; ++v)
-          store(to + (tap + i) * ld + column + v * kLanes, sum[i][v]);
     }
   }
 }
