@@ -9,11 +9,11 @@ INPUTS := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench wheel clean
+.PHONY: help demo test lint bench sanitize wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | \
-		while IFS="$$(printf '\t')" read -r name text; do printf '  make %-6s %s\n' "$$name" "$$text"; done
+		while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
 
 $(STAMP): $(INPUTS)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
@@ -35,6 +35,25 @@ lint: $(STAMP) ## check style and types
 
 bench: $(STAMP) ## check the kernels against the reference, then time them
 	$(BIN)/python -m benchmarks
+
+# A copy of pntk with its own extension, so that the one in the tree stays as it is. pytest and not
+# python -m pytest: that would put this directory, and its pntk, first.
+SANITIZED := build/sanitize
+LEVELS := portable avx2 avx512
+RUNTIMES = $(foreach name,asan.so ubsan.so stdc++.so.6,$(shell $(CXX) -print-file-name=lib$(name)))
+sanitize: $(STAMP) ## run the tests of the CPU kernels under the address and undefined sanitizers
+	rm -rf $(SANITIZED)/pntk && mkdir -p $(SANITIZED) && cp -r pntk $(SANITIZED)/pntk
+	rm -f $(SANITIZED)/pntk/_C*
+	PNTK_NATIVE=1 PNTK_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext \
+		--build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	for level in $(LEVELS); do \
+		echo "sanitized kernels: $$level" && \
+		PNTK_CPU_LEVEL=$$level PYTHONPATH=$(CURDIR)/$(SANITIZED) LD_PRELOAD="$(strip $(RUNTIMES))" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(BIN)/pytest -q --capture=sys -p no:cacheprovider -m "not slow" \
+			tests/projection/test_*native.py tests/projection/test_ops.py \
+			tests/projection/test_bits.py || exit 1; \
+	done
 
 wheel: $(STAMP) ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

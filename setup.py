@@ -22,11 +22,11 @@ def files(pattern: str) -> list[str]:
 
 # Options of the sources that are for one instruction set each; levels.cpp picks at run time.
 _AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+_AMX = ["-mavx512bf16", "-mavx512vbmi", "-mgfni", "-mamx-tile", "-mamx-bf16"]
 LEVELS = {
     "level_avx2.cpp": ["-mavx2", "-mfma"],
     "level_avx512.cpp": [*_AVX512, "-mprefer-vector-width=512"],
-    "level_amx.cpp": [*_AVX512, "-mprefer-vector-width=512", "-mavx512bf16", "-mavx512vbmi"]
-    + ["-mgfni", "-mamx-tile", "-mamx-bf16"],
+    "level_amx.cpp": [*_AVX512, "-mprefer-vector-width=512", *_AMX],
 }
 OPTIMISED = ["/O2"] if os.name == "nt" else ["-O3"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]

@@ -80,7 +80,8 @@ struct LevelTiles {
   }
 
   static void pairs(Vec (&x)[2]) {
-    const __m512i first = _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29);
+    const __m512i first =
+        _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29);
     const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(2));
     const Vec low_coordinates = x[0];
     x[0] = _mm512_permutex2var_ps(low_coordinates, first, x[1]);
@@ -175,7 +176,9 @@ void project_tiles(const DenseTask& task) {
   char* sums = reinterpret_cast<char*>(
       scratch((sums_bytes + kSteps * kStepBytes + 2 * kTileBytes) / 4 + 2 * kWordsOfGroup));
   char* gradients = sums + sums_bytes;
-  char* entries[2] = {gradients + kSteps * kStepBytes, gradients + kSteps * kStepBytes + kTileBytes};
+  char* entries[2];
+  entries[0] = gradients + kSteps * kStepBytes;
+  entries[1] = entries[0] + kTileBytes;
   auto* words = reinterpret_cast<std::uint32_t*>(entries[1] + kTileBytes);
   fill_zeros(reinterpret_cast<float*>(sums), sums_bytes / 4);
   const Entries made(task);
@@ -219,10 +222,11 @@ void project_tiles(const DenseTask& task) {
   unit.end();
   for (i64 tile = 0; tile < tiles; ++tile) {
     const i64 there = smaller(kTileRows, task.entries - tile * kTileRows);
-    for (i64 s = 0; s < task.samples; ++s)
-      _mm512_mask_storeu_ps(
-          task.sums + s * task.entries + tile * kTileRows, static_cast<__mmask16>((1u << there) - 1),
-          load(reinterpret_cast<const float*>(sums + (tile * SampleTiles * kTileRows + s) * kRowBytes)));
+    const auto mask = static_cast<__mmask16>((1u << there) - 1);
+    const char* row = sums + tile * SampleTiles * kTileBytes;
+    for (i64 s = 0; s < task.samples; ++s, row += kRowBytes)
+      _mm512_mask_storeu_ps(task.sums + s * task.entries + tile * kTileRows, mask,
+                            load(reinterpret_cast<const float*>(row)));
   }
 }
 

@@ -9,7 +9,7 @@ namespace pntk {
 constexpr std::int64_t kDenseSamples = 64;  // in a task, at most
 constexpr std::int64_t kDenseGroup = 64;    // entries of 16 Philox blocks; tasks start at multiples
 
-// sums[b, j] = sum over the task's coordinates of P[entry + j, i] gradient[b, i], without the scale.
+// sums[b, j] = sum over the task's coordinates of P[entry + j, i] gradient[b, i], unscaled.
 struct DenseTask {
   const DenseMap* map;
   const float* gradient;              // first sample, coordinate 0; rows are map->size apart

@@ -1,5 +1,5 @@
-// Levels of the normal table times gradients, with samples in lanes: multiply-adds at the full rate.
-// An entry of P is looked up by its byte and broadcast, so that no panel of P is made.
+// Levels of the normal table times gradients, with samples in lanes. An entry of P is looked up by
+// its byte and broadcast, so that no panel of P is made; multiply-adds run at nearly the full rate.
 #pragma once
 
 #include "dense_panel.h"
@@ -10,7 +10,7 @@ namespace {
 namespace dense {
 
 constexpr i64 kWordBytes = 4;
-constexpr i64 kPanelRows = 16;   // of words, summed while a panel of gradients is in L1
+constexpr i64 kPanelRows = 16;      // of words, summed while a panel of gradients is in L1
 constexpr i64 kPanelEntries = 192;  // words of these at a time; a multiple of every Entries below
 
 // sums[j] += levels[bytes of word j] * gradients, for the words of `rows` rows.

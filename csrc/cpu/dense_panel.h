@@ -49,7 +49,8 @@ inline void pack_samples(const DenseTask& task, i64 sample, i64 first, i64 count
         x[s] = load(from + s * size + first + i);
       } else {
         float tail[kLanes] = {};
-        std::memcpy(tail, from + s * size + first + i, static_cast<std::size_t>(there) * sizeof *tail);
+        std::memcpy(tail, from + s * size + first + i,
+                    static_cast<std::size_t>(there) * sizeof *tail);
         x[s] = load(tail);
       }
     }

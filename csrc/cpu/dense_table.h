@@ -1,8 +1,9 @@
 // Random signs times gradients by table, with samples in lanes.
 //
-// The 32 coordinates of a word are cut into a few groups, and the sums of a group under all its signs
-// go to a table in L1, one vector an entry. A word then costs one load and one add for each group,
-// instead of 32 multiply-adds.
+// The 32 coordinates of a word are cut into a few groups, and the sums of a group under all its
+// signs go to a table in L1, one vector an entry. A word then costs one load and one add for each
+// group, instead of 32 multiply-adds. Tables in registers, which AVX-512 can permute by bits of the
+// word, took as long on Zen 5: a permutation a cycle.
 #pragma once
 
 #include "dense_panel.h"
@@ -68,7 +69,8 @@ struct SignTables<First, Bits, Rest...> {
 using Tables = SignTables<0, 7, 7, 6, 6, 6>;
 
 void rademacher(const DenseTask& task) {
-  const i64 width = round_up(task.entries, kDenseGroup), groups = (task.samples + kLanes - 1) / kLanes;
+  const i64 width = round_up(task.entries, kDenseGroup);
+  const i64 groups = (task.samples + kLanes - 1) / kLanes;
   const i64 rows = (task.last - task.first + kWordBits - 1) / kWordBits;
   const i64 strip = larger(1, kStripWords / width);
   float* sums = scratch(groups * width * kLanes + (Tables::kVectors + kWordBits) * kLanes +
@@ -89,7 +91,12 @@ void rademacher(const DenseTask& task) {
                      reinterpret_cast<float*>(panel), kLanes);
         Tables::make(panel, table);
         const std::uint32_t* word = words + (row - start) * width;
-        for (i64 j = 0; j < task.entries; ++j) sum[j] = Tables::add(sum[j], table, word[j]);
+        for (i64 j = 0; j < task.entries; j += 2) {  // loads are what limits this
+          std::uint64_t two;
+          std::memcpy(&two, word + j, sizeof two);
+          sum[j] = Tables::add(sum[j], table, static_cast<std::uint32_t>(two));
+          sum[j + 1] = Tables::add(sum[j + 1], table, static_cast<std::uint32_t>(two >> 32));
+        }
       }
     }
   }
