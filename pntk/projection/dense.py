@@ -14,6 +14,8 @@ from pntk.projection.spec import ProjectionSpec
 
 # coordinates that share one 32-bit word of an output dimension: 32 signs, or 4 table indices
 PER_WORD = {"rademacher": 32, "normal": 4}
+ONE = 0x3F800000  # 1.0 in float32
+CACHE_BYTES = 4 * 2**20  # of P at a time, so that it is used while in cache
 
 
 class DenseSketch(Sketch):
@@ -46,31 +48,34 @@ class DenseSketch(Sketch):
 
     def add_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:
         flat = gradient.reshape(gradient.shape[0], -1).to(self.dtype)
+        total = out if self.padded_dim == self.proj_dim else pad_last(out, self.padded_dim)
         word_rows = -(-self.size // self.per_word)
-        bytes_per_row = 2 * self.per_word * self.padded_dim * self.dtype.itemsize
-        step = max(1, self.workspace // bytes_per_row)
+        bytes_per_row = self.per_word * self.padded_dim * self.dtype.itemsize
+        step = max(1, min(self.workspace // 2, CACHE_BYTES) // bytes_per_row)
         for start in range(0, word_rows, step):
             stop = min(word_rows, start + step)
             piece = flat[:, start * self.per_word : stop * self.per_word]
-            entries = self._entries(start, stop, output)
-            piece = pad_last(piece, entries.shape[0])
-            out.add_((piece @ entries)[:, : self.proj_dim], alpha=self._scale)
+            entries = self._entries(start, stop, output)[: piece.shape[1]]
+            total.addmm_(piece, entries, alpha=self._scale)
+        if total is not out:
+            out.copy_(total[:, : self.proj_dim])
 
     def _entries(self, start: int, stop: int, output: int) -> Tensor:
         """Return unscaled P^T [(stop - start) * per_word, k4] for these rows of words."""
         stream = bits.stream_id(self.spec.family, self.proj_dim, "entries", output, self.name)
         first, count = start * self.padded_dim, (stop - start) * self.padded_dim
-        seed = self.spec.seed
+        words = bits.words(self.spec.seed, stream, first, count, self.device)
+        words = words.view(-1, 1, self.padded_dim)
         if self.spec.family == "rademacher":
-            entries = bits.signs(
-                seed, stream, first * 32, count * 32, dtype=self.dtype, device=self.device
-            )
+            # bit i goes to the sign of the float 1.0
+            up = torch.arange(31, -1, -1, dtype=torch.int32, device=self.device)[:, None]
+            signs = (words.to(torch.int32) << up).bitwise_and_(-(2**31)).bitwise_or_(ONE)
+            entries = signs.view(torch.float32).to(self.dtype)
         else:
-            words = bits.words(seed, stream, first, count, self.device)
-            shifts = torch.arange(0, 32, 8, device=self.device)
-            entries = self._table[(words[:, None] >> shifts) & 0xFF]
-        by_word = entries.view(stop - start, self.padded_dim, self.per_word)
-        return by_word.transpose(1, 2).reshape(-1, self.padded_dim)
+            entries = self._table[
+                words >> torch.arange(0, 32, 8, device=self.device)[:, None] & 0xFF
+            ]
+        return entries.view(-1, self.padded_dim)
 
 
 class IdentitySketch(Sketch):
