@@ -19,6 +19,7 @@ from pntk.errors import (
     OutputError,
     StoreError,
 )
+from pntk.models import LeNet
 
 N = 23
 X, Y = torch.randn(N, 5, generator=torch.Generator().manual_seed(0)), torch.arange(N) % 3
@@ -513,3 +514,19 @@ def test_coverage_prints_as_a_table(model):
 
 def test_coverage_before_the_first_batch(model):
     assert {row["rule"] for row in Featurizer(model).coverage()} == {"linear"}
+
+
+def test_biases_alone():
+    """Their layers' weights have no part in it."""
+    model, x = LeNet(image_size=8).eval(), torch.randn(3, 1, 8, 8)
+    full = Featurizer(model, projection="identity")
+    sizes = [p.numel() for p in model.parameters()]
+    expected = [
+        columns
+        for columns, (name, _) in zip(
+            full(x).split(sizes, 1), model.named_parameters(), strict=True
+        )
+        if name.endswith("bias")
+    ]
+    found = Featurizer(model, projection="identity", params="*.bias")(x)
+    torch.testing.assert_close(found, torch.cat(expected, 1), rtol=1e-5, atol=1e-6)

@@ -210,6 +210,7 @@ void hadamard_gradient(const Level& given, const TileMap& map, i64 batch, i64 si
 
 void hadamard_lookup(const Level& given, const TileMap& map, i64 batch, i64 tokens, const i64* ids,
                      const float* delta, float* out, int threads) {
+  if (batch == 0 || tokens == 0) return;
   const Level& level = level_for(given, map);
   std::vector<i64> blocks(ids, ids + batch * tokens);
   for (i64& id : blocks) id /= map.ko;

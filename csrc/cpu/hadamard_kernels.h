@@ -318,8 +318,8 @@ inline void add_early(const Call& call, i64 b, float* phi) {
 }
 
 // Products of taps (one channel at one kernel position, straight from the image) with the rows'
-// panel [t, ld]: to[i, ld] for each of `count` taps. Chunk by chunk, so that the panel is read from
-// L1 by all taps.
+// panel [t, ld]: to[i, ld] for each of `count` taps. Chunk by chunk, so that all taps read the panel
+// from L1, and rounding errors stay small.
 template <int Taps, int Vectors>
 inline void product_taps(const Call& call, const Image& image, const i64* taps, i64 count,
                          const float* rows, i64 ld, float* to) {
@@ -336,7 +336,7 @@ inline void product_taps(const Call& call, const Image& image, const i64* taps, 
         Vec sum[Taps][Vectors];
         for (int i = 0; i < Taps; ++i)
           for (int v = 0; v < Vectors; ++v)
-            sum[i][v] = chunk > 0 && i < taken ? load(sums + i * ld + v * kLanes) : broadcast(0.0f);
+            sum[i][v] = broadcast(0.0f);
         const float* b = rows + call.chunks[chunk].position * ld + column;
         for (const Segment* s = begin; s != end; ++s) {
           i64 at = s->pixel * image.pixel;
@@ -350,7 +350,10 @@ inline void product_taps(const Call& call, const Image& image, const i64* taps, 
           }
         }
         for (int i = 0; i < taken; ++i)
-          for (int v = 0; v < Vectors; ++v) store(sums + i * ld + v * kLanes, sum[i][v]);
+          for (int v = 0; v < Vectors; ++v) {
+            float* at = sums + i * ld + v * kLanes;
+            store(at, chunk > 0 ? load(at) + sum[i][v] : sum[i][v]);
+          }
       }
     }
   }

@@ -208,12 +208,12 @@ def _convolution(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
 def _seen(call: Call, delta: Tensor) -> Columns:
     """Return the input [b * m, i, *spatial] as the kernel sees it."""
     conv, x = call.module, call.input.to(call.dtype)
-    twice = conv._reversed_padding_repeated_twice
-    if conv.padding_mode != "zeros" or twice[::2] != twice[1::2]:
-        x = F.pad(x, twice, mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode)
-        padding: tuple[int, ...] = ()
-    else:
-        padding = tuple(reversed(twice[::2]))
+    padding: tuple[int, ...] = ()
+    if conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+        padding = tuple(conv.padding)
+    elif any(conv._reversed_padding_repeated_twice):  # "same" may pad one side more than the other
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
     grid = tuple(delta.shape[2:])
     return Columns(
         x, Windows(conv.kernel_size, conv.stride, conv.dilation, grid, padding, conv.groups)

@@ -257,7 +257,9 @@ def _mix(x: Tensor, diagonal: Tensor, h: Tensor) -> Tensor:
     if padded == order:
         return (h[:, :c] * diagonal[:c]) @ x
     blocks = h * diagonal.view(-1, 1, order)  # [blocks, order, order]
-    return (blocks @ _pad_rows(x, padded).reshape(b, -1, order, length)).view(b, padded, length)
+    return (blocks @ _pad_rows(x, padded).reshape(b, padded // order, order, length)).view(
+        b, padded, length
+    )
 
 
 def _pad_rows(x: Tensor, rows: int) -> Tensor:

@@ -4,12 +4,15 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from pntk.cli import info
 from pntk.errors import KernelError
-from pntk.projection import dispatch
+from pntk.projection import bits, dispatch
 from pntk.projection.dispatch import IMPLEMENTATIONS
 from pntk.store import FeatureStore, RowWriter
+
+needs_native = pytest.mark.skipif(not bits.has_native(), reason=str(bits.native_error()))
 
 
 def test_environment(invoke):
@@ -32,6 +35,7 @@ def test_environment_for_people(invoke, monkeypatch):
     assert "CPU" in shown
 
 
+@needs_native
 def test_wrong_kernels_are_not_usable(invoke, monkeypatch):
     def wrong():
         raise KernelError("the compiled kernel for products is wrong on this machine")
@@ -42,6 +46,7 @@ def test_wrong_kernels_are_not_usable(invoke, monkeypatch):
     )
 
 
+@needs_native
 def test_unknown_level(toy):
     asked = {**os.environ, "PNTK_CPU_LEVEL": "avx9"}
     done = subprocess.run(

@@ -79,6 +79,13 @@ def tail(x):
     return flat @ weights.view(flat.shape[1], 3)
 
 
+def repadded():
+    """A convolution whose padding is not the one it was made with."""
+    layer = nn.Conv2d(4, 6, 3, padding=(2, 0))
+    layer.padding = (0, 1)
+    return layer
+
+
 def param(*shape):
     return lambda: nn.Parameter(torch.randn(shape))
 
@@ -170,6 +177,7 @@ CASES = {
     "conv2d 1x1": layer(conv(nn.Conv2d, 4, 6, 1, bias=False), IMAGE),
     "conv2d strided": layer(conv(nn.Conv2d, 4, 6, (3, 2), (2, 3), (1, 0), (2, 1)), IMAGE),
     "conv2d groups": layer(conv(nn.Conv2d, 4, 6, 3, 2, 1, groups=2), IMAGE),
+    "conv2d, padding set later": layer(repadded, IMAGE),
     "conv2d depthwise": layer(conv(nn.Conv2d, 4, 4, 3, padding=1, groups=4), IMAGE),
     "conv2d same": layer(conv(nn.Conv2d, 4, 6, (2, 3), padding="same", dilation=2), IMAGE),
     "conv2d reflect": layer(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pntk.projection import ProjectionSpec
-from pntk.projection.hadamard import DENSE_LOOKUP
+from pntk.projection.hadamard import DENSE_LOOKUP, HadamardSketch
 from pntk.projection.sketch import Columns, Windows, parts
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -189,3 +189,13 @@ def test_parts_cover_everything_once_and_keep_to_the_limit(count, each, limit):
     for part in slices:
         taken = part.stop - part.start
         assert taken >= 1 and (taken == 1 or taken * each <= limit)
+
+
+@pytest.mark.parametrize("shape", [(65, 31), (5, 130)])
+def test_no_positions_add_nothing(shape):
+    spec, device = ProjectionSpec("hadamard", 64), torch.device("cpu")
+    sketch = HadamardSketch(spec, "w", shape, dtype=torch.float32, device=device)
+    out = torch.ones(3, 64)
+    columns = sketch.prepare_columns(Columns(torch.zeros(3, shape[1], 0)))
+    sketch.add_products(sketch.prepare_rows(torch.zeros(3, shape[0], 0)), columns, out)
+    assert torch.equal(out, torch.ones(3, 64))
