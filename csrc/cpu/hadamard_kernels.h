@@ -185,6 +185,7 @@ inline void add_gradient(const Call& call, const float* gradient, i64 size, floa
   const i64 row_size = m.vector ? m.ki : m.channels * m.positions;
   const bool together = !m.per_position;
   const i64 width_of_all = together ? row_size : m.channels;
+  const i64 ahead = m.vector ? m.ko * m.ki : m.ki;  // the next tile: runs too short for hardware
   for (i64 i = 0; i < m.row_blocks; ++i) {
     const i64 rows = smaller(m.ko, m.rows - i * m.ko);
     for (i64 j = 0; j < m.column_blocks; ++j) {
@@ -205,8 +206,10 @@ inline void add_gradient(const Call& call, const float* gradient, i64 size, floa
           }
         } else if (spacing == 1) {
           const Vec scale = broadcast(d);
-          for (; c + kLanes <= width; c += kLanes)
+          for (; c + kLanes <= width; c += kLanes) {
+            __builtin_prefetch(row + first + c + ahead);
             store(to + c, load(row + first + c) * (load(sign + c) * scale));
+          }
           for (; c < width; ++c) to[c] = row[first + c] * d * sign[c];
         } else {
           for (; c < width; ++c) to[c] = row[(first + c) * spacing + p] * d * sign[c];
