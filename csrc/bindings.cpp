@@ -115,6 +115,8 @@ struct HeldMap {
     const auto power_of_two = [](std::int64_t n) { return (n & (n - 1)) == 0; };
     require(power_of_two(m.ko) && power_of_two(m.ki) && m.ki >= 8,
             "ko is ", m.ko, " and ki ", m.ki, "; expected powers of two, ki at least 8");
+    require(!m.vector || (m.channels <= m.ki && m.positions == 1), "a vector's rows hold ",
+            m.channels, " numbers; expected at most ki = ", m.ki);
     product("numbers in the parameter", {m.rows, m.channels, m.positions});
     const auto blocks = [](std::int64_t n, std::int64_t of) { return (n + of - 1) / of; };
     m.row_blocks = blocks(m.rows, m.ko);

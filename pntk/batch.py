@@ -91,7 +91,7 @@ def plain(batch: Any) -> Any:
 
 
 def channels_last(batch: Any) -> Any:
-    """Return the batch with its images, [b, c, h, w] of floats, in channels-last memory order."""
+    """Return the batch with its float tensors of four axes in channels-last memory order."""
     return tree_map(
         lambda t: (
             t.contiguous(memory_format=torch.channels_last)

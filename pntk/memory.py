@@ -43,7 +43,8 @@ def batch_that_fits(plan: Plan, projector: Projector, count: int, budget: int | 
     """
     if budget is None:
         return count
-    kept = 2 if plan.outputs > 1 else 1  # transformed inputs stay for the next output
+    # transformed inputs stay for the next output
+    kept = 2 if plan.outputs > 1 and projector.impl == "torch" else 1
     each = kept * plan.sample_bytes + projector.width * projector.dtype.itemsize
     room = budget // 2  # the other half is for temporaries and sign tables
     if room < each:

@@ -29,7 +29,7 @@ void dense_project(const Level& level, const DenseMap& map, i64 batch, const flo
   i64 width = kEntries;
   while (width > kFewestEntries && pieces * sample_blocks * ceil_div(k, width) < wanted) width /= 2;
   const i64 entry_blocks = ceil_div(k, width), tasks = sample_blocks * entry_blocks * pieces;
-  const i64 at_once = std::min(wanted, tasks), floats = kDenseSamples * std::min(width, k);
+  const i64 at_once = std::min(wanted, tasks), floats = std::min(kDenseSamples, batch) * std::min(width, k);
   std::vector<float> sums(static_cast<std::size_t>(at_once * floats));
   const auto task = [&](i64 index) {
     const i64 piece = index % pieces, panel = index / pieces;

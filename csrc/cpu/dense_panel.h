@@ -2,6 +2,7 @@
 // and sums back from lanes to rows.
 #pragma once
 
+#include "arithmetic.h"
 #include "dense_call.h"
 #include "dense_words.h"
 #include "scratch.h"
@@ -11,16 +12,6 @@ namespace pntk {
 namespace PNTK_LEVEL {
 namespace {
 namespace dense {
-
-using i64 = std::int64_t;
-
-PNTK_INLINE i64 round_up(i64 a, i64 b) { return (a + b - 1) / b * b; }
-PNTK_INLINE i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
-PNTK_INLINE i64 larger(i64 a, i64 b) { return a < b ? b : a; }
-
-inline void fill_zeros(float* to, i64 count) {
-  std::memset(to, 0, static_cast<std::size_t>(count) * sizeof(float));
-}
 
 // Words `entry` on of one row of words; entry and count are multiples of kDenseGroup.
 inline void row_words(const DenseMap& map, i64 row, i64 entry, i64 count, std::uint32_t* to) {

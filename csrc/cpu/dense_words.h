@@ -8,7 +8,7 @@
 #include "philox_kernels.h"
 #include "simd.h"
 
-#if !defined(__AVX2__) && defined(__SSE2__)
+#if PNTK_LANES == 4 && defined(__SSE2__)
 #include <emmintrin.h>
 #endif
 
@@ -16,7 +16,7 @@ namespace pntk {
 namespace PNTK_LEVEL {
 namespace {
 
-#if defined(__AVX512F__)
+#if PNTK_LANES == 16
 
 using Wide = __m512i;
 PNTK_INLINE Wide wide(std::uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
@@ -33,7 +33,7 @@ PNTK_INLINE Wide even_lanes(Wide a, Wide b) { return _mm512_unpacklo_epi64(a, b)
 PNTK_INLINE Wide odd_lanes(Wide a, Wide b) { return _mm512_unpackhi_epi64(a, b); }
 PNTK_INLINE void store_words(std::uint32_t* to, Wide a) { _mm512_storeu_si512(to, a); }
 
-#elif defined(__AVX2__)
+#elif PNTK_LANES == 8
 
 using Wide = __m256i;
 PNTK_INLINE Wide wide(std::uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }

@@ -192,10 +192,13 @@ void hadamard_factors(const Level& given, const TileMap& map, const Factors& fac
   std::optional<Held> sums;
   if (bias != nullptr) sums.emplace(level, *bias, threads);
   const Call* beside = sums ? &sums->call : nullptr;
-  parallel_for(ceil_div(factors.batch, kSamplesTogether), threads, [&](i64 task) {
-    const i64 first = task * kSamplesTogether;
-    level.hadamard.factors(call, beside, first, std::min(kSamplesTogether, factors.batch - first),
-                           out + first * map.ko * map.ki);
+  // only outer products gain from company, and not where it leaves threads without work
+  const bool outer = windows.positions == 1 && factors.groups == 1;
+  const bool enough = ceil_div(factors.batch, kSamplesTogether) >= threads;
+  const i64 each = outer && enough ? kSamplesTogether : 1;
+  parallel_for(ceil_div(factors.batch, each), threads, [&](i64 task) {
+    const i64 first = task * each, count = std::min(each, factors.batch - first);
+    level.hadamard.factors(call, beside, first, count, out + first * map.ko * map.ki);
   });
 }
 

@@ -48,7 +48,7 @@ struct Lookup {
   const Segment* segments;    // where each token's delta lies
 };
 
-constexpr std::int64_t kSamplesTogether = 3;  // in a call of factors()
+constexpr std::int64_t kSamplesTogether = 3;  // of an outer product, at most, in a call
 
 // Each adds samples to phi [k] of the first. bias: null, or the call of a vector whose gradients are
 // the sums of the row factors.

@@ -1,4 +1,5 @@
 #define PNTK_LEVEL avx2
+#define PNTK_LANES 8
 #include "dense_kernels.h"
 #include "hadamard_kernels.h"
 #include "levels.h"

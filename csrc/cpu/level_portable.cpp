@@ -1,4 +1,5 @@
 #define PNTK_LEVEL portable
+#define PNTK_LANES 4
 #include "dense_kernels.h"
 #include "hadamard_kernels.h"
 #include "levels.h"
@@ -9,6 +10,6 @@ namespace pntk {
 
 const Level kPortable{"portable", portable::kLanes, nullptr, portable::philox_batch,
                       portable::kHadamardKernels, portable::dense::kKernels,
-                    portable::norm_sums_sample};
+                      portable::norm_sums_sample};
 
 }  // namespace pntk

@@ -28,7 +28,7 @@ struct Level {
 // std::invalid_argument where that names no level.
 const Level& current_level();
 
-// Names of all levels, narrowest first; those compiled in and supported by this processor.
+// All levels that were compiled, narrowest first; and whether this processor has one.
 const Level* const* compiled_levels(std::size_t* count);
 bool supported(const Level& level);
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -59,7 +60,11 @@ void run_tasks(std::int64_t count, int threads, Task task, void* data) {
     openmp(work, &job, wanted, 0);
   } else {
     std::vector<std::thread> helpers;
-    for (unsigned i = 1; i < wanted; ++i) helpers.emplace_back(work, &job);
+    helpers.reserve(wanted);
+    try {
+      while (helpers.size() + 1 < wanted) helpers.emplace_back(work, &job);
+    } catch (const std::system_error&) {  // no more threads to be had: those there are will do
+    }
     work(&job);
     for (auto& helper : helpers) helper.join();
   }

@@ -3,17 +3,23 @@
 // Everything a kernel needs beyond + - *: loads, broadcasts, sign flips by bits, and the exchanges
 // of a Walsh-Hadamard transform. Lanes: 16 (AVX-512), 8 (AVX2 with FMA), or 4 (the vector
 // extensions of GCC and Clang, which any processor has).
+//
+// What includes this may not instantiate a template of the standard library: its code would carry
+// this level's instructions, and the linker could give it to another level.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if PNTK_LANES > 4
 #include <immintrin.h>
 #endif
 
-#ifndef PNTK_LEVEL
-#error "define PNTK_LEVEL before including simd.h"
+#if !defined(PNTK_LEVEL) || !defined(PNTK_LANES)
+#error "define PNTK_LEVEL and PNTK_LANES before including simd.h"
+#endif
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the kernels read random words as bytes, low ones first"
 #endif
 
 #define PNTK_INLINE inline __attribute__((always_inline))
@@ -22,7 +28,7 @@ namespace pntk {
 namespace PNTK_LEVEL {
 namespace {
 
-#if defined(__AVX512F__)
+#if PNTK_LANES == 16
 
 constexpr int kLanes = 16;
 using Vec = __m512;
@@ -78,7 +84,7 @@ PNTK_INLINE Vec merge(Vec x, Vec other) {
                             exchange<Distance>(other));
 }
 
-#elif defined(__AVX2__)
+#elif PNTK_LANES == 8
 
 constexpr int kLanes = 8;
 using Vec = __m256;

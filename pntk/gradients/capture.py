@@ -60,7 +60,7 @@ def capture(
     size = batch_size(batch)
     run = _Run(projector, rows_for, size, keep=plan.outputs > 1)
     with quiet(model), torch.enable_grad(), tapped(plan.uses.values(), run.on_call):
-        found = output(model, channels_last(batch) if plan.channels_last else batch)
+        found = _forward(plan, model, output, batch)
         values = check_values(found, size)
         if values.shape[1] != plan.outputs:
             raise OutputError(
@@ -77,6 +77,15 @@ def capture(
             last = column == values.shape[1] - 1
             values[:, column].sum().backward(retain_graph=not last)
     return Values(found.values.detach(), found.labels, found.reweighting)
+
+
+def _forward(plan: Plan, model: nn.Module, output: Output, batch: Any) -> Values:
+    if plan.channels_last:
+        try:
+            return output(model, channels_last(batch))
+        except RuntimeError:  # a view that the first batch's sizes allowed, and these do not
+            plan.channels_last = False
+    return output(model, batch)
 
 
 class _Run:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pntk.batch import batch_size, channels_last, repeat_first, take, tensors
+from pntk.batch import batch_size, channels_last, repeat_first, take, tensors, tree_map
 from pntk.errors import ModelError
 from pntk.gradients.hooks import Use, layout_of, quiet, tapped
 from pntk.gradients.plan import Plan
@@ -156,7 +156,8 @@ def _gains_by_channels_last(model: nn.Module) -> bool:
 
 def _takes_channels_last(model: nn.Module, output: Output, batch: Any, plain: Tensor) -> bool:
     """Whether forward and backward work on images in channels-last order, to the same values."""
-    images = channels_last(batch)
+    # tensors of our own, which may ask for gradients
+    images = tree_map(Tensor.detach, channels_last(batch))
     try:
         with torch.enable_grad():
             inputs = [t for t in tensors(images) if t.dim() == 4 and t.is_floating_point()]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import pntk.projection.ops  # noqa: F401 - registers norm_sums
 from pntk.errors import ModelError
 from pntk.projection.sketch import Columns, Sketch, Windows
 
@@ -163,11 +164,8 @@ def refuse(module: nn.Module, name: str) -> None:
 
 
 def _linear(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
-    rows, weight, bias = (
-        call.positions(delta).transpose(1, 2),
-        targets.get("weight"),
-        targets.get("bias"),
-    )
+    rows = call.positions(delta).transpose(1, 2)
+    weight, bias = targets.get("weight"), targets.get("bias")
     if weight:
         columns = call.once(
             "columns",
@@ -197,7 +195,8 @@ def _transposed_linear(call: Call, delta: Tensor, targets: dict[str, Target]) ->
 
 
 def _convolution(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
-    rows, weight, bias = delta.flatten(2).to(call.dtype), targets.get("weight"), targets.get("bias")
+    rows = delta.flatten(2).to(call.dtype)
+    weight, bias = targets.get("weight"), targets.get("bias")
     if weight:
         columns = call.once("columns", lambda: weight.sketch.prepare_columns(_seen(call, delta)))
         weight.affine(bias, rows, columns)
@@ -274,10 +273,10 @@ def _channel_norm(call: Call, delta: Tensor, targets: dict[str, Target]) -> None
     """BatchNorm (eval), GroupNorm and InstanceNorm: a scale and shift for each channel."""
     norm, delta = call.module, _by_channel(delta.to(call.dtype))
     weight, bias = targets.get("weight"), targets.get("bias")
-    if call.native and weight and getattr(norm, "running_mean", None) is not None:
+    if call.native and weight and _running(norm):
         x = _by_channel(call.input.to(call.dtype))
         mean, var = norm.running_mean.to(call.dtype), norm.running_var.to(call.dtype)
-        scale, shift = torch.ops.pntk.norm_sums(delta, x, mean)
+        scale, shift = torch.ops.pntk.norm_sums(delta, x, mean.contiguous())
         weight.gradient(scale * torch.rsqrt(var + norm.eps))
     else:
         shift = delta.sum(2)
@@ -286,6 +285,14 @@ def _channel_norm(call: Call, delta: Tensor, targets: dict[str, Target]) -> None
             weight.gradient((delta * normed).sum(2))
     if bias:
         bias.gradient(shift)
+
+
+def _running(norm: Any) -> bool:
+    """Whether a norm's statistics are those it was trained with, and not its input's."""
+    if getattr(norm, "running_mean", None) is None:
+        return False
+    instance = isinstance(norm, nn.modules.instancenorm._InstanceNorm)
+    return not instance or (norm.track_running_stats and not norm.training)
 
 
 def _by_channel(x: Tensor) -> Tensor:
@@ -297,7 +304,7 @@ def _channels_normed(call: Call) -> Tensor:
     x, norm = call.input.to(call.dtype), call.module
     if isinstance(norm, nn.GroupNorm):
         return F.group_norm(x, norm.num_groups, eps=norm.eps)
-    if norm.running_mean is None:
+    if not _running(norm):
         return F.instance_norm(x, eps=norm.eps)
     mean, var = norm.running_mean.to(call.dtype), norm.running_var.to(call.dtype)
     by_channel = (1, -1) + (1,) * (x.dim() - 2)

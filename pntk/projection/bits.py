@@ -252,7 +252,7 @@ def _check_level(module: Any) -> None:
 
 
 def _broken(error: Exception) -> str:
-    remedy = "reinstall pntk; until then NumPy is used"
+    remedy = "reinstall pntk; until then NumPy and torch operations are used"
     return f"pntk._C is there and cannot be imported ({type(error).__name__}: {error}): {remedy}"
 
 

@@ -44,7 +44,7 @@ class NativeHadamardSketch(Sketch):
         shifts = signs.rho + [g ^ signs.base for g in signs.gamma_columns + signs.gamma_rows]
         self._map = (
             torch.cat([signs.row_diagonal, signs.column_diagonal]),
-            torch.tensor(shifts, dtype=torch.int32),
+            torch.tensor(shifts, dtype=torch.int32, device=device),
             sizes,
         )
 

@@ -1,9 +1,10 @@
 """The compiled CPU kernels as torch operators, so that torch.compile and opcheck know them.
 
-All add to ``out`` [b, k] float32 and return nothing. A parameter's map is passed as tensors:
-``diagonals`` [padded rows + padded channels] float32; ``shifts`` int32, rho of each column block,
-then gamma of each column block and of each row block; ``tiles``: rows, channels, positions, ko, ki,
-per_position, vector. ``seed`` and ``stream`` are 64-bit patterns, as signed integers.
+All but ``norm_sums`` add to ``out`` [b, k] float32 and return nothing. A parameter's map is passed
+as tensors: ``diagonals`` [padded rows + padded channels] float32; ``shifts`` int32, rho of each
+column block, then gamma of each column block and of each row block; ``tiles``: rows, channels,
+positions, ko, ki, per_position, vector. ``seed`` and ``stream`` are 64-bit patterns, as signed
+integers.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ for _name, _schema in SCHEMAS.items():
 
 def _norm_sums(delta: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Return sums over positions [n, C] of delta (x - mean), and of delta [n, C, L]; mean [C]."""
-    scale, shift = torch.empty(delta.shape[:2]), torch.empty(delta.shape[:2])
+    scale, shift = delta.new_empty(delta.shape[:2]), delta.new_empty(delta.shape[:2])
     try:
         arrays = (each.numpy() for each in (delta, x, mean, scale, shift))
         _kernel("norm_sums")(*arrays, torch.get_num_threads())

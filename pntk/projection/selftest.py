@@ -1,6 +1,6 @@
 """One comparison of the compiled kernels with the reference, before their first use in a process.
 
-Tests cannot see every processor, compiler and torch that the kernels meet. This takes some
+Tests cannot see every processor, compiler and torch that the kernels meet. This takes some 50
 milliseconds, and is what stands between a miscompiled kernel and rows that look right.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,9 +23,10 @@ from pntk.projection.hadamard_native import NativeHadamardSketch
 from pntk.projection.sketch import Columns, Sketch, Windows
 from pntk.projection.spec import ProjectionSpec
 
+CPU = torch.device("cpu")
 BOUND = 1e-5  # of float32 rows against float64
 K, SEED = 2048, 2**63 + 5
-SAMPLES = 2
+SAMPLES = 4  # the kernels take three together, and one alone
 
 Case = tuple[tuple[int, ...], Callable[[Sketch, Tensor], None]]
 
@@ -41,14 +43,14 @@ def check_kernels() -> None:
     made = np.empty(300, np.uint32)
     native.philox_words(made, SEED, 7, 0, 3)
     _require("random bits", float((made != words).mean()))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(CPU).manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device=CPU)
 
     matrix, kernel = (70, 90), (9, 70, 3, 3)
     windows = Windows((3, 3), (2, 2), (1, 1), (3, 3), (1, 1))
-    ids = torch.randint(0, matrix[0], (SAMPLES, 5), generator=generator)
+    ids = torch.randint(0, matrix[0], (SAMPLES, 5), generator=generator, device=CPU)
     looked_up, small, image = random(SAMPLES, 5, 90), random(SAMPLES, 7, 30), (6, 6)
     cases: dict[str, Case] = {
         "gradient": (matrix, _gradient(random(SAMPLES, *matrix))),
@@ -58,6 +60,16 @@ def check_kernels() -> None:
         "convolution": (
             kernel,
             _products(random(SAMPLES, 9, 9), random(SAMPLES, 70, *image), windows),
+        ),
+        "convolution of few channels": (
+            (9, 3, 3, 3),
+            _products(random(SAMPLES, 9, 9), random(SAMPLES, 3, *image), windows),
+        ),
+        "convolution in groups": (
+            (10, 3, 3, 3),
+            _products(
+                random(SAMPLES, 10, 9), random(SAMPLES, 6, *image), replace(windows, groups=2)
+            ),
         ),
     }
     for name, (shape, add) in cases.items():
@@ -84,7 +96,8 @@ def _products(
     def add(sketch: Sketch, out: Tensor) -> None:
         left, right = rows.to(sketch.dtype), Columns(columns.to(sketch.dtype), windows)
         right = sketch.prepare_columns(right)
-        sketch.add_products(sketch.prepare_rows(left), right, out)
+        groups = 1 if windows is None else windows.groups
+        sketch.add_products(sketch.prepare_rows(left, groups), right, out)
         spec, of = ProjectionSpec("hadamard", K, SEED), rows.shape[1:2]
         kind: Callable[..., Sketch] = type(sketch)
         bias = kind(spec, "bias", of, dtype=sketch.dtype, device=sketch.device)
@@ -104,8 +117,8 @@ def _compare(
     rows = []
     for kind, dtype in ((native, torch.float32), (reference, torch.float64)):
         spec = ProjectionSpec(family, K, SEED)
-        sketch = kind(spec, "weight", shape, dtype=dtype, device=torch.device("cpu"))
-        rows.append(torch.zeros(SAMPLES, K, dtype=dtype))
+        sketch = kind(spec, "weight", shape, dtype=dtype, device=CPU)
+        rows.append(torch.zeros(SAMPLES, K, dtype=dtype, device=CPU))
         add(sketch, rows[-1])
     ours, expected = rows
     _require(what, float((ours - expected).norm() / expected.norm()))

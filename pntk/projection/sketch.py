@@ -123,9 +123,10 @@ class Sketch(ABC):
         def gradient(part: slice) -> Tensor:
             left, right = rows[part], Columns(columns.tensor[part], columns.windows)
             groups = 1 if columns.windows is None else columns.windows.groups
-            left = left.reshape(left.shape[0] * groups, -1, left.shape[2])
+            b, o, t = left.shape
+            left = left.reshape(b * groups, o // groups, t)
             products = [
-                torch.bmm(left, patch.reshape(left.shape[0], -1, left.shape[2]).transpose(1, 2))
+                torch.bmm(left, patch.reshape(b * groups, patch.shape[1] // groups, t).mT)
                 for patch in right.patches()
             ]
             return torch.stack(products, dim=-1)

@@ -52,6 +52,19 @@ def test_images_go_in_channels_last_order_where_the_model_takes_it(ways, used):
     torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_images_of_another_size_may_need_the_ordinary_order():
+    net = Net(flatten=lambda x: x.view(len(x), -1)[:, :5]).eval()
+    net.head = nn.Linear(5, 3)
+    f = Featurizer(net, proj_dim=64)
+    f(torch.randn(4, 16, 5, 5))
+    assert net.seen[-1]
+    large = torch.randn(4, 16, 7, 7)
+    rows = f(large)
+    assert not net.seen[-1]
+    expected = Featurizer(net, proj_dim=64, impl="torch", check=False)(large)
+    torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_few_channels_stay_as_they_are():
     f = Featurizer(LeNet(image_size=8).eval(), proj_dim=64)
     f(torch.randn(3, 1, 8, 8))

@@ -191,7 +191,7 @@ def test_parts_cover_everything_once_and_keep_to_the_limit(count, each, limit):
         assert taken >= 1 and (taken == 1 or taken * each <= limit)
 
 
-@pytest.mark.parametrize("shape", [(65, 31), (5, 130)])
+@pytest.mark.parametrize("shape", [(65, 31), (5, 130), (1, 31)])
 def test_no_positions_add_nothing(shape):
     spec, device = ProjectionSpec("hadamard", 64), torch.device("cpu")
     sketch = HadamardSketch(spec, "w", shape, dtype=torch.float32, device=device)
