@@ -187,6 +187,7 @@ def _bars(
             ha="right" if left else "left",
             va="center",
             fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
 
 
