@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from pntk.projection import bits
-from pntk.projection.quantiles import NORMAL_MEAN_SQUARE, NORMAL_TABLE
+from pntk.projection.quantiles import NORMAL_TABLE, dense_scale
 from pntk.projection.sketch import WORKSPACE_BYTES, Sketch, pad_last
 from pntk.projection.spec import ProjectionSpec
 
@@ -42,8 +40,7 @@ class DenseSketch(Sketch):
         self.proj_dim = spec.proj_dim
         self.padded_dim = -(-spec.proj_dim // 4) * 4
         self.per_word = PER_WORD[spec.family]
-        second_moment = NORMAL_MEAN_SQUARE if spec.family == "normal" else 1.0
-        self._scale = 1.0 / math.sqrt(spec.proj_dim * second_moment)
+        self._scale = dense_scale(spec.family, spec.proj_dim)
         self._table = torch.from_numpy(NORMAL_TABLE).to(device=device, dtype=dtype)
 
     def add_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import NormalDist
 
 import numpy as np
@@ -21,3 +22,8 @@ NORMAL_TABLE = _table()
 
 NORMAL_MEAN_SQUARE = float(np.mean(NORMAL_TABLE.astype(np.float64) ** 2))
 """Mean square of a level; entries of P are level / sqrt(NORMAL_MEAN_SQUARE * k)."""
+
+
+def dense_scale(family: str, proj_dim: int) -> float:
+    """Return what makes E[P^T P] = identity, for signs (``rademacher``) or levels (``normal``)."""
+    return 1.0 / math.sqrt(proj_dim * (NORMAL_MEAN_SQUARE if family == "normal" else 1.0))
