@@ -46,8 +46,8 @@ def plan(sample_bytes, outputs):
     return SimpleNamespace(sample_bytes=sample_bytes, outputs=outputs)
 
 
-def projector(width):
-    return SimpleNamespace(width=width, dtype=torch.float32)
+def projector(width, impl="torch"):
+    return SimpleNamespace(width=width, dtype=torch.float32, impl=impl)
 
 
 def test_without_a_budget_the_batch_is_whole():
@@ -60,14 +60,16 @@ def test_without_a_budget_the_batch_is_whole():
     width=st.integers(1, 100),
     count=st.integers(1, 50),
     budget=st.integers(1, 100_000),
+    impl=st.sampled_from(["cpu", "torch"]),
 )
-def test_as_many_as_fit(sample, outputs, width, count, budget):
-    each = sample * (2 if outputs > 1 else 1) + 4 * width
+def test_as_many_as_fit(sample, outputs, width, count, budget, impl):
+    kept = 2 if outputs > 1 and impl == "torch" else 1  # torch keeps transformed inputs
+    each = sample * kept + 4 * width
     if budget // 2 < each:
         with pytest.raises(ConfigError, match=r"one sample takes about .*expected room for one"):
-            batch_that_fits(plan(sample, outputs), projector(width), count, budget)
+            batch_that_fits(plan(sample, outputs), projector(width, impl), count, budget)
         return
-    step = batch_that_fits(plan(sample, outputs), projector(width), count, budget)
+    step = batch_that_fits(plan(sample, outputs), projector(width, impl), count, budget)
     assert 1 <= step <= count
     assert step * each <= budget // 2  # the other half is for temporaries and sign tables
     assert step == count or (step + 1) * each > budget // 2
