@@ -5,12 +5,13 @@ Usage: python check_installed.py CHECKOUT, from a directory outside the checkout
 
 import importlib.metadata
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 HEAVY = (
-    "faiss", "jinja2", "matplotlib", "pntk._C", "pntk.kernels", "rich", "scipy", "sklearn",
-    "transformers", "triton", "typer",
+    "faiss", "jinja2", "matplotlib", "pntk._C", "pntk._cuda", "pntk.kernels", "rich", "scipy",
+    "sklearn", "transformers", "triton", "typer",
 )  # fmt: skip
 
 
@@ -33,10 +34,12 @@ def main() -> None:
 
     import pntk._C
     import pntk.kernels
-
-    from pntk.projection import bits
+    from pntk.projection import bits, cuda
 
     assert bits.has_native(), bits.native_error()
+    if os.environ.get("PNTK_CUDA") == "1":
+        assert cuda.cuda_module() is not None, cuda.cuda_error()
+        print(f"CUDA kernels for {cuda.cuda_module().architectures}")
 
     sources = [path.relative_to(checkout / "pntk") for path in (checkout / "pntk").rglob("*.py")]
     sources += [Path("kernels") / path.name for path in (checkout / "kernels").glob("*.py")]

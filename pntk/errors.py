@@ -34,8 +34,12 @@ class CheckError(PntkError, RuntimeError):
     """A self-check found rows that do not agree with the ordinary gradient."""
 
 
+class OutOfMemoryError(PntkError, MemoryError):
+    """A batch takes more memory than the device has."""
+
+
 class KernelError(PntkError, RuntimeError):
-    """A compiled kernel gives other results than the reference on this machine."""
+    """A kernel fails, or gives other results than the reference, on this machine."""
 
 
 class StoreError(PntkError, OSError):

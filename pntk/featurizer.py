@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from pntk._version import __version__
 from pntk.batch import batch_size as size_of
 from pntk.batch import check_device, plain, take, to_device
+from pntk.compiled import outside_graphs
 from pntk.errors import ConfigError, ModelError
 from pntk.gradients.capture import capture
-from pntk.gradients.check import check_alone, check_sum
+from pntk.gradients.check import check_alone, check_sum, tolerance
 from pntk.gradients.coverage import Coverage
 from pntk.gradients.fallback import Fallback
 from pntk.gradients.plan import Plan, make_plan
 from pntk.gradients.probe import probe
 from pntk.gradients.rules import refuse
 from pntk.loading import Batches
-from pntk.memory import batch_that_fits, parse_bytes
+from pntk.memory import batch_that_fits, is_out_of_memory, out_of_memory, parse_bytes
 from pntk.naming import (
     ParamFilter,
     canonical,
@@ -37,9 +38,9 @@ from pntk.naming import (
 )
 from pntk.ntk.projected import ntk
 from pntk.outputs import Output, Values, joined, resolve_output
-from pntk.projection.dispatch import Projector, resolve_impl
+from pntk.precision import Autocast, check_autocast
+from pntk.projection.dispatch import Projector, resolve_impl, workspace_bytes
 from pntk.projection.signs import SIGN_CACHE_BYTES
-from pntk.projection.sketch import WORKSPACE_BYTES
 from pntk.projection.spec import ProjectionSpec
 from pntk.retrieval import TopK, topk
 from pntk.store import FeatureStore, RowWriter, StoreHeader
@@ -47,9 +48,11 @@ from pntk.writing import checked_indices, raise_if_nonfinite, write_rows
 
 log = logging.getLogger("pntk")
 
-PRECISIONS = ("fp32", "fp64")
+PRECISIONS = ("fp32", "fp64", "bf16")
 ON_NONFINITE = ("raise", "skip", "keep")
 CHECKED_SAMPLES = 8
+
+T = TypeVar("T")
 
 
 class Featurizer:
@@ -60,6 +63,7 @@ class Featurizer:
 
     Args:
         model: any module; its mode, gradients, flags, hooks and random state are left as found.
+            What torch.compile made of it, or of a part, runs as it was written.
         output: what is differentiated: ``pntk``, ``trace``, ``margin``, ``loss``, ``text``, an
             object of ``pntk.outputs``, or a callable ``(model, batch) -> [b]`` or ``[b, c]``.
         projection: ``hadamard``, ``rademacher``, ``normal``, ``identity``, or a ProjectionSpec.
@@ -69,7 +73,8 @@ class Featurizer:
             predicate ``(name, parameter) -> bool``.
         device: ``auto``, or where the model must be.
         impl: ``auto`` or an implementation of ``pntk info``; an explicit one never falls back.
-        precision: ``fp32`` or ``fp64``, of the sums; a float64 model is always fp64.
+        precision: ``fp32`` or ``fp64``, of the sums; a float64 model is always fp64. ``bf16`` has
+            the model run under bfloat16 autocast; rows are float32 sums.
         memory_budget: bytes, or a text such as ``"2GB"``, that one batch may take beyond the
             model; larger batches are cut.
         fallback: globs of parameters to differentiate by ``torch.func`` whatever rules there are.
@@ -118,7 +123,16 @@ class Featurizer:
         self.on_nonfinite = on_nonfinite
         self.params = select_parameters(self.model, params)
         self.device = model_device(self.model, device)
-        self.impl = resolve_impl(impl, self.spec.family, dtype=self.dtype, device=self.device)
+        self.impl = resolve_impl(
+            impl,
+            self.spec.family,
+            dtype=self.dtype,
+            device=self.device,
+            proj_dim=self.spec.proj_dim,
+        )
+        if precision == "bf16":
+            check_autocast(self.model, self.device)
+        self._output = Autocast(self.output, self.device) if precision == "bf16" else self.output
         self._check_first = check
         forced = [fallback] if isinstance(fallback, str) else fallback
         if not isinstance(forced, (list, tuple)) or not all(isinstance(g, str) for g in forced):
@@ -135,6 +149,7 @@ class Featurizer:
         double = any(p.dtype == torch.float64 for p in self.params.values())
         return torch.float64 if double or self.precision == "fp64" else torch.float32
 
+    @outside_graphs
     def __call__(self, batch: Any) -> Tensor:
         """Return the rows [b, k] of a batch, on the model's device.
 
@@ -146,27 +161,27 @@ class Featurizer:
             DataError, OutputError: the batch or the output does not fit.
             CheckError: this is the first batch and its rows fail :meth:`check`.
             NonFiniteError: a row holds NaN or infinity and ``on_nonfinite`` is ``raise``.
+            OutOfMemoryError: with the size of a batch that would fit.
         """
         rows, _ = self.rows_and_values(batch)
         if self.on_nonfinite == "raise":
             raise_if_nonfinite(rows, np.arange(len(rows)))
         return rows
 
+    @outside_graphs
     @torch.inference_mode(False)
     def rows_and_values(self, batch: Any) -> tuple[Tensor, Values]:
         """Return rows [b, k], finite or not, and what the output said of the batch."""
-        batch = self._prepared(batch)
-        if self._check_first:
-            self._check(take(batch, slice(0, CHECKED_SAMPLES)))
-            self._check_first = False
         count = size_of(batch)
+        batch = self._within_memory(count, self._prepared, batch)
+        if self._check_first:
+            some = take(batch, slice(0, CHECKED_SAMPLES))
+            self._within_memory(size_of(some), self._check, some)
+            self._check_first = False
         step = batch_that_fits(self._plan, self._ready, count, self.memory_budget)
-        if step >= count:
-            return self._one_pass(batch)
-        pieces = [self._one_pass(take(batch, slice(i, i + step))) for i in range(0, count, step)]
-        rows = torch.cat([rows for rows, _ in pieces])
-        return rows, joined([values for _, values in pieces])
+        return self._within_memory(step, self._in_pieces, batch, step)
 
+    @outside_graphs
     @torch.inference_mode(False)
     def check(self, batch: Any) -> None:
         """Check the rows of a batch against the model's ordinary gradient, and each other.
@@ -178,7 +193,9 @@ class Featurizer:
         Raises:
             CheckError: naming the parameter, or the sample whose row depends on its batch.
         """
-        self._check(self._prepared(batch))
+        count = size_of(batch)
+        batch = self._within_memory(count, self._prepared, batch)
+        self._within_memory(count, self._check, batch)
 
     def coverage(self) -> Coverage:
         """Return which rule serves each parameter; prints as a table.
@@ -187,13 +204,31 @@ class Featurizer:
         """
         return Coverage(self._plan.coverage())
 
+    def _within_memory(self, count: int, work: Callable[..., T], *args: Any) -> T:
+        """Return ``work(*args)``, or say what would fit of a batch of ``count``."""
+        try:
+            return work(*args)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # here, where no frame of the failed pass holds its tensors any more
+        raise out_of_memory(self._plan, self._projector, count, self.device)
+
+    def _in_pieces(self, batch: Any, step: int) -> tuple[Tensor, Values]:
+        count = size_of(batch)
+        if step >= count:
+            return self._one_pass(batch)
+        pieces = [self._one_pass(take(batch, slice(i, i + step))) for i in range(0, count, step)]
+        rows = torch.cat([rows for rows, _ in pieces])
+        return rows, joined([values for _, values in pieces])
+
     def _one_pass(self, batch: Any) -> tuple[Tensor, Values]:
         rows = self._ready.empty_rows(size_of(batch))
         values = self._add_gradients(batch, lambda name: rows)
         return rows, values
 
     def _add_gradients(self, batch: Any, rows_for: Callable[[str], Tensor]) -> Values:
-        values = capture(self._plan, self.model, self.output, batch, self._ready, rows_for)
+        values = capture(self._plan, self.model, self._output, batch, self._ready, rows_for)
         if self._fallback is not None:
             self._fallback.add(batch, self._ready, rows_for)
         return values
@@ -207,8 +242,9 @@ class Featurizer:
             if bool(finite.any()):
                 self._check(take(batch, finite))
             return
-        check_sum(self._plan, self.model, self.output, batch, self._ready, shares)
-        check_alone(self.model, self._rows_and_raw_values, batch, rows, values)
+        check_sum(self._plan, self.model, self._output, batch, self._ready, shares)
+        limit = tolerance(self.model, self._output)
+        check_alone(limit, self._rows_and_raw_values, batch, rows, values)
 
     def _rows_and_raw_values(self, batch: Any) -> tuple[Tensor, Tensor]:
         rows, found = self._one_pass(batch)
@@ -239,10 +275,16 @@ class Featurizer:
                 f"parameters of the model were replaced ({', '.join(replaced[:3])}) since this "
                 "Featurizer was made; make a new one"
             )
+        moved = next((p.device for p in self.params.values() if p.device != self.device), None)
+        if moved is not None:
+            raise ModelError(
+                f"the model was moved from {self.device} to {moved} since this Featurizer was "
+                "made; make a new one"
+            )
         if self._projector is not None:
             return batch
-        probe(self._plan, self.model, self.output, batch)
-        workspace, cache = WORKSPACE_BYTES, SIGN_CACHE_BYTES
+        probe(self._plan, self.model, self._output, batch)
+        workspace, cache = workspace_bytes(self.impl), SIGN_CACHE_BYTES
         if self.memory_budget is not None:
             workspace = max(1, min(workspace, self.memory_budget // 4))
             cache = min(cache, self.memory_budget // 4)
@@ -252,17 +294,19 @@ class Featurizer:
             dtype=self.dtype,
             device=self.device,
             impl=self.impl,
+            precision="bf16" if self.precision == "bf16" else "fp32",
             outputs=self._plan.outputs,
             workspace=workspace,
             cache=cache,
         )
         if self._plan.fallback:
-            self._fallback = Fallback(self._plan, self.model, self.output, workspace)
+            self._fallback = Fallback(self._plan, self.model, self._output, workspace)
         log.info("projection %s by impl=%s", self.spec.to_json(), self.impl)
         return batch
 
     # ---- stores ------------------------------------------------------------------------------
 
+    @outside_graphs
     def featurize(
         self,
         data: Any,
@@ -294,15 +338,17 @@ class Featurizer:
         Raises:
             StoreError: the file has other rows, is locked, damaged, or does not fit on the disk.
             DataError, OutputError, NonFiniteError: bad data; rows made before are kept.
+            OutOfMemoryError: with the batch size that would fit; rows made before are kept.
         """
         batches = Batches(data, batch_size, num_rows)
         recorded = checked_indices(indices, batches.length)
-        self._prepared(to_device(batches.first(), self.device))
+        first = batches.first()
+        self._within_memory(size_of(first), self._prepared, self._moved(first))
         batch_that_fits(self._plan, self._ready, batches.batch_size, self.memory_budget)
         header = self._header(batches.length, with_indices=recorded is not None)
         with RowWriter.open(path, header, resume=resume, sync_interval=sync_interval) as writer:
             write_rows(
-                self.rows_and_values,
+                lambda batch: self.rows_and_values(self._moved(batch)),
                 batches,
                 writer,
                 device=self.device,
@@ -311,6 +357,9 @@ class Featurizer:
                 progress=progress,
             )
         return FeatureStore(path)
+
+    def _moved(self, batch: Any) -> Any:
+        return self._within_memory(size_of(batch), to_device, batch, self.device)
 
     def _header(self, rows: int, *, with_indices: bool = False) -> StoreHeader:
         columns = {"labels": "int64"}
@@ -341,6 +390,8 @@ class Featurizer:
 
     def _described_precision(self) -> str:
         """Return the precision of the sums, and of an autocast that the model runs under."""
+        if self.precision == "bf16":
+            return "bf16"
         sums = "fp64" if self.dtype == torch.float64 else "fp32"
         if not torch.is_autocast_enabled(self.device.type):
             return sums

@@ -36,9 +36,12 @@ def logits_of(model: Model, batch: Any) -> tuple[Tensor, Tensor | None]:
         )
     if not logits.is_floating_point():
         raise OutputError(f"the model returned {logits.dtype} logits; expected floating point")
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    return logits, labels
+    return at_least_float32(logits), labels
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return a tensor as it is, or what is in half precision as float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def tensor_of(result: Any) -> Tensor:

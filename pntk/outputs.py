@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pntk.batch import split
 from pntk.describe import describe
 from pntk.errors import ConfigError, DataError, OutputError
-from pntk.logits import Model, class_labels, logits_of, tensor_of
+from pntk.logits import Model, at_least_float32, class_labels, logits_of, tensor_of
 from pntk.projection.bits import signs, stream_id
 
 
@@ -105,7 +105,8 @@ class Trace(Output):
         eps = _probe_signs(
             self.seed, self.probes, logits.shape[1], dtype=logits.dtype, device=logits.device
         )
-        return Values(logits @ eps / self.probes**0.5, labels)
+        with torch.autocast(logits.device.type, enabled=False):  # it would round the logits again
+            return Values(logits @ eps / self.probes**0.5, labels)
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "probes": self.probes, "seed": self.seed}
@@ -256,15 +257,24 @@ class Clip(Output):
         self.images = image_embeddings.detach()[chosen.to(image_embeddings.device)]
         self.texts = text_embeddings.detach()[chosen.to(text_embeddings.device)]
         self.pairs, self.seed, self.embed = pairs, seed, embed
+        self._moved: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, model: Model, batch: Any) -> Values:
-        image, text = self._embeddings(model, batch)
-        images, texts = self.images.to(image), self.texts.to(text)
-        # I (T - T_b)^T = <I, T> - <I, T_b>
-        own = (image * text).sum(1, keepdim=True)
-        values = -torch.logsumexp(image @ texts.T - own, dim=1)
-        values = values - torch.logsumexp(text @ images.T - own, dim=1)
+        image, text = (at_least_float32(e) for e in self._embeddings(model, batch))
+        images, texts = self._pairs_like(image, text)
+        # I (T - T_b)^T = <I, T> - <I, T_b>, whose difference autocast would round away
+        with torch.autocast(image.device.type, enabled=False):
+            own = (image * text).sum(1, keepdim=True)
+            values = -torch.logsumexp(image @ texts.T - own, dim=1)
+            values = values - torch.logsumexp(text @ images.T - own, dim=1)
         return Values(values)
+
+    def _pairs_like(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pairs where the batch is; each copy to a GPU would wait for it."""
+        key = (image.device, image.dtype, text.dtype)
+        if key not in self._moved:
+            self._moved = {key: (self.images.to(image), self.texts.to(text))}
+        return self._moved[key]
 
     def _embeddings(self, model: Model, batch: Any) -> tuple[Tensor, Tensor]:
         if self.embed is not None:

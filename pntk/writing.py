@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pntk.batch import to_device
 from pntk.errors import ConfigError, DataError, NonFiniteError
 from pntk.loading import Batches
 from pntk.outputs import Values
+from pntk.staging import Staging, Tensors, slots_for
 from pntk.store import RowWriter
 
 
@@ -31,13 +31,14 @@ def write_rows(
 
     Args:
         make_rows: batch -> (rows [b, k], the output's values).
-        device: where ``make_rows`` wants its batches.
+        device: where rows are made. On a GPU a batch is written while the next one is being
+            computed.
         on_nonfinite: ``raise``, ``skip`` or ``keep``.
         indices: int64 [n] to record beside the rows, or None.
         progress: whether to show a progress bar.
 
     Raises:
-        DataError: a batch does not fit; rows made before are kept, as with every error.
+        DataError: a batch does not fit; rows made before are written, as with every error.
         NonFiniteError: a row holds NaN or infinity and ``on_nonfinite`` is ``raise``.
     """
     missing = writer.missing()
@@ -52,24 +53,28 @@ def write_rows(
         desc="featurize",
         disable=not progress,
     )
-    with bar:
+
+    def write(index: np.ndarray, made: Tensors) -> None:
+        rows, wanted = made["rows"], lacks[index]
+        skipped = None
+        if on_nonfinite == "raise":
+            raise_if_nonfinite(rows, index)
+        elif on_nonfinite == "skip":
+            skipped = (~rows.isfinite().all(1)).numpy()[wanted]
+        columns = _columns(made, len(index))
+        if indices is not None:
+            columns["indices"] = indices[index]
+        columns = {name: columns[name][wanted] for name in writer.header.columns}
+        writer.write(index[wanted], rows.numpy()[wanted], columns, skipped)
+        bar.update(int(wanted.sum()))
+
+    with bar, Staging(write, slots_for(device)) as staging:
         for index, batch in batches.covering(missing):
             try:
-                rows, values = make_rows(to_device(batch, device))
+                rows, values = make_rows(batch)
             except DataError as error:
                 raise DataError(f"in rows {index[0]} to {index[-1]}: {error}") from None
-            wanted = lacks[index]
-            skipped = None
-            if on_nonfinite == "raise":
-                raise_if_nonfinite(rows, index)
-            elif on_nonfinite == "skip":
-                skipped = (~rows.isfinite().all(1)).cpu().numpy()[wanted]
-            columns = _columns(values, len(index))
-            if indices is not None:
-                columns["indices"] = indices[index]
-            columns = {name: columns[name][wanted] for name in writer.header.columns}
-            writer.write(index[wanted], rows.cpu().numpy()[wanted], columns, skipped)
-            bar.update(int(wanted.sum()))
+            staging.put(index, _to_write(rows, values))
 
 
 def raise_if_nonfinite(rows: Tensor, index: np.ndarray) -> None:
@@ -94,13 +99,19 @@ def raise_if_nonfinite(rows: Tensor, index: np.ndarray) -> None:
         )
 
 
-def _columns(values: Values, count: int) -> dict[str, np.ndarray]:
-    labels = values.labels
+def _to_write(rows: Tensor, values: Values) -> Tensors:
+    """Return what of a batch goes to the store."""
+    made = {"rows": rows, "labels": values.labels, "reweighting": values.reweighting}
+    return {name: tensor.detach() for name, tensor in made.items() if isinstance(tensor, Tensor)}
+
+
+def _columns(made: Tensors, count: int) -> dict[str, np.ndarray]:
+    labels = made.get("labels")
     columns = {"labels": np.full(count, -1, dtype=np.int64)}
-    if isinstance(labels, Tensor) and labels.shape == (count,) and not labels.is_floating_point():
-        columns["labels"] = labels.long().cpu().numpy()
-    if values.reweighting is not None:
-        columns["reweighting"] = values.reweighting.float().cpu().numpy()
+    if labels is not None and labels.shape == (count,) and not labels.is_floating_point():
+        columns["labels"] = labels.long().numpy()
+    if "reweighting" in made:
+        columns["reweighting"] = made["reweighting"].float().numpy()
     return columns
 
 

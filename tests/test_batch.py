@@ -97,6 +97,22 @@ def test_devices():
         check_device(NESTED, torch.device("meta"))
 
 
+@pytest.mark.gpu
+def test_a_gpu_is_fed_from_page_locked_memory_and_does_not_wait():
+    device = torch.device("cuda", 0)
+    images = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    sources = [X, X[::2], X[:1].expand(7, *X.shape[1:]), X.pin_memory(), X.to(device), images]
+    to_device(sources, device)  # makes the page-locked memory
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = to_device(sources, device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for source, moved in zip(sources, found, strict=True):
+        assert moved.device == device and torch.equal(moved.cpu(), source.cpu())
+    assert found[-1].is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize(
     ("batch", "args", "kwargs", "labels"),
     [

@@ -225,6 +225,7 @@ def test_resume_can_be_refused(featurizer, path):
         ({"output": "text"}, "output.name"),
         ({"params": "0.*"}, "params"),
         ({"precision": "fp64"}, "dtype"),
+        ({"precision": "bf16"}, "precision"),
     ],
 )
 def test_other_settings_are_refused_by_name(model, path, change, field):
@@ -340,7 +341,7 @@ def test_the_check_is_not_confused_by_samples_that_are_not_finite(model, path, p
         ({"proj_dim": 100}, "needs a power of two: 64 or 128"),
         ({"seed": -1}, "seed is -1"),
         ({"impl": "fast"}, "impl is 'fast'"),
-        ({"precision": "fp8"}, "precision is 'fp8'; expected one of fp32, fp64"),
+        ({"precision": "fp8"}, "precision is 'fp8'; expected one of fp32, fp64, bf16"),
         ({"on_nonfinite": "drop"}, "on_nonfinite is 'drop'; expected one of raise, skip, keep"),
         ({"memory_budget": "much"}, "memory_budget is 'much'"),
         ({"params": "no.*"}, "params glob 'no.*' matches no parameter"),
@@ -371,6 +372,20 @@ def test_batches_on_another_device(featurizer):
     with pytest.raises(
         DataError, match=r"the batch is on meta and the model on cpu; .*\.to\('cpu'"
     ):
+        featurizer((X.to("meta"), Y.to("meta")))
+
+
+def test_labels_on_another_device(featurizer):
+    with pytest.raises(DataError, match="the batch is on meta and the model on cpu"):
+        featurizer((X, Y.to("meta")))
+
+
+def test_a_model_that_was_moved(featurizer):
+    featurizer.device = torch.device("cuda", 0)  # as if it had been there
+    with pytest.raises(DataError, match="the batch is on cpu and the model on cuda:0"):
+        featurizer((X, Y))
+    with pytest.raises(ModelError, match=r"was moved from meta to cpu since .*; make a new one"):
+        featurizer.device = torch.device("meta")
         featurizer((X.to("meta"), Y.to("meta")))
 
 

@@ -153,6 +153,18 @@ class TestStores:
             ntk(a, b)
 
 
+@pytest.mark.parametrize(
+    ("impl", "message"),
+    [
+        ("cublas", "impl is 'cublas'; expected 'torch' or 'triton'"),
+        ("triton", r"impl='triton' cannot be used: .*the model is on cpu.*; use impl='torch'"),
+    ],
+)
+def test_an_implementation_that_cannot_be_used(impl, message):
+    with pytest.raises(ConfigError, match=message):
+        ntk(torch.ones(2, 3), impl=impl)
+
+
 @pytest.mark.gpu
 def test_the_gpu_gives_the_same_kernel():
     a = rows(65)

@@ -269,6 +269,16 @@ def test_clip_draws_pairs_once_and_by_its_seed():
     assert a.describe() == b.describe() != c.describe()
 
 
+def test_clip_moves_its_pairs_once():
+    image, text = pairs(3)
+    clip = Clip(*(x.double() for x in pairs()), pairs=5)
+    before = clip.describe()
+    first = clip._pairs_like(image, text)
+    assert first[0].dtype == torch.float32 and clip._pairs_like(image, text)[0] is first[0]
+    assert clip._pairs_like(image.double(), text.double())[0] is clip.images
+    assert clip.describe() == before
+
+
 def test_clip_inputs():
     images, texts = pairs()
     image, text = pairs(3)

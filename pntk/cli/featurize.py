@@ -81,7 +81,8 @@ def command(
     ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to run.")] = "auto",
     precision: Annotated[
-        str, typer.Option(**choice(*PRECISIONS), help="Of the sums and the rows.")
+        str,
+        typer.Option(**choice(*PRECISIONS), help="Of the sums; bf16: of the model, rows are fp32."),
     ] = "fp32",
     impl: Annotated[
         str,

@@ -16,8 +16,8 @@ import typer
 from pntk._version import __version__
 from pntk.cli.common import JsonFlag, format_bytes, print_facts, print_json
 from pntk.errors import KernelError
-from pntk.projection import bits
-from pntk.projection.dispatch import IMPLEMENTATIONS, why_not
+from pntk.projection import bits, cuda
+from pntk.projection.dispatch import GPU, IMPLEMENTATIONS, why_not
 from pntk.store import FeatureStore
 
 NAME = "info"
@@ -70,9 +70,10 @@ def environment() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
         },
-        "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "cuda": [_gpu(index) for index in range(torch.cuda.device_count())],
         "implementations": {name: _why_unusable(name) for name in IMPLEMENTATIONS},
         "kernels": _kernels(),
+        "cuda_kernels": _cuda_kernels(),
         "extras": {extra: _missing(modules) for extra, modules in EXTRAS.items()},
     }
 
@@ -90,10 +91,24 @@ def _kernels() -> dict[str, Any]:
     }
 
 
+def _cuda_kernels() -> dict[str, Any]:
+    """Return for which architectures the CUDA kernels were compiled, or why they are not there."""
+    module = cuda.cuda_module()
+    return {
+        "architectures": module.architectures.split(";") if module else [],
+        "reason": cuda.cuda_error(),
+    }
+
+
+def _gpu(index: int) -> str:
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"{torch.cuda.get_device_name(index)} (sm_{major}{minor})"
+
+
 def _why_unusable(impl: str) -> str | None:
     """Return why an implementation cannot be chosen here, or None where it can."""
     try:
-        return why_not(impl)
+        return why_not(impl, device="cuda" if impl in GPU else "cpu")
     except KernelError as error:
         return str(error)
 
@@ -123,6 +138,9 @@ def _environment_facts(values: dict[str, Any]) -> dict[str, str]:
     if kernels["levels"]:
         known = kernels["levels"].items()
         facts["CPU levels"] = ", ".join(name + ("" if ok else " (not here)") for name, ok in known)
+    compiled = values["cuda_kernels"]
+    names = [f"sm_{arch}" for arch in compiled["architectures"]]
+    facts["CUDA kernels"] = ", ".join(names) or f"none ({compiled['reason']})"
     for extra, missing in values["extras"].items():
         facts[f"extra [{extra}]"] = (
             f'lacks {", ".join(missing)}: pip install "pntk[{extra}]"' if missing else "complete"

@@ -17,6 +17,7 @@ from pntk.errors import ModelError, OutputError
 from pntk.gradients.hooks import Use, exact, quiet, tapped
 from pntk.gradients.plan import Plan
 from pntk.gradients.rules import Call, Target
+from pntk.memory import is_out_of_memory
 from pntk.outputs import Output, Values, check_values
 from pntk.projection.dispatch import Projector
 
@@ -75,7 +76,8 @@ def capture(
         for column in range(values.shape[1] if plan.uses else 0):
             run.output = column
             last = column == values.shape[1] - 1
-            values[:, column].sum().backward(retain_graph=not last)
+            with projector.collecting():
+                values[:, column].sum().backward(retain_graph=not last)
     return Values(found.values.detach(), found.labels, found.reweighting)
 
 
@@ -83,8 +85,10 @@ def _forward(plan: Plan, model: nn.Module, output: Output, batch: Any) -> Values
     if plan.channels_last:
         try:
             return output(model, channels_last(batch))
-        except RuntimeError:  # a view that the first batch's sizes allowed, and these do not
-            plan.channels_last = False
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            plan.channels_last = False  # a view that the first batch's sizes allowed, not these
     return output(model, batch)
 
 
@@ -124,7 +128,7 @@ class _Run:
             self.batch,
             self.projector.dtype,
             self.keep,
-            self.projector.impl == "cpu",
+            self.projector.impl,
         )
         version = inputs._version
 

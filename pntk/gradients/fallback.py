@@ -19,7 +19,9 @@ from pntk.errors import PntkWarning
 from pntk.gradients.hooks import exact, quiet
 from pntk.gradients.ordinary import ordinary_gradients
 from pntk.gradients.plan import Plan
+from pntk.memory import is_out_of_memory
 from pntk.outputs import Output, check_values
+from pntk.precision import lowered_by
 from pntk.projection.dispatch import Projector
 from pntk.projection.sketch import parts
 
@@ -72,6 +74,8 @@ class Fallback:
             try:
                 found = self._vmapped(batch, 0)
             except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
                 self._vectorised = False
                 self._warn(error)
             else:
@@ -93,8 +97,14 @@ class Fallback:
             return functional_call(self._module, raw, (sample, column))
 
         values = {name: p.detach() for name, p in self._params.items()}
-        # the fused attention kernels have no vmap rule
-        with quiet(self._model), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        # the fused attention kernels have no vmap rule; the backward pass of what stands in for
+        # them mixes types, which autocast alone can bring together
+        with (
+            quiet(self._model),
+            lowered_by(self._output),
+            sdpa_kernel(SDPBackend.MATH),
+            warnings.catch_warnings(),
+        ):
             warnings.filterwarnings("ignore", message="There is a performance drop")
             return vmap(grad(value), in_dims=(None, 0))(values, list(tensors(batch)))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pntk.compiled import as_written
 from pntk.gradients.rules import Rule
 
 
@@ -76,14 +77,14 @@ class Use:
 def quiet(model: nn.Module) -> Iterator[None]:
     """Let nothing but our hooks matter, and restore everything on the way out.
 
-    No parameter asks for gradients, fused attention paths that would skip the hooks are off, and
-    the random state is put back.
+    No parameter asks for gradients, fused attention paths and compiled graphs that would skip the
+    hooks are off, and the random state is put back (that of a GPU lies on the host: no wait).
     """
     params = list(model.parameters())
     flags = [p.requires_grad for p in params]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     devices = sorted({p.device.index for p in params if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), as_written():
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             for p in params:
@@ -97,6 +98,8 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 def exact(device: torch.device) -> AbstractContextManager[Any]:
     """Return a context in which autocast does not lower our own arithmetic."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 

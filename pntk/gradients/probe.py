@@ -19,12 +19,17 @@ from pntk.batch import batch_size, channels_last, repeat_first, take, tensors, t
 from pntk.errors import ModelError
 from pntk.gradients.hooks import Use, layout_of, quiet, tapped
 from pntk.gradients.plan import Plan
+from pntk.memory import is_out_of_memory
 from pntk.outputs import Output, check_values
+from pntk.precision import arithmetic
 
 MAX_ROUNDS = 10
 # input channels from which convolutions on a CPU gain from channels-last order: ResNet18 takes 0.8
 # times as long; LeNet, of 1 and 6 channels, up to 1.4 times
 MANY_CHANNELS = 16
+# arithmetic of a GPU's tensor cores, whose convolutions want channels last; float32 ones do not
+TENSOR_CORES = ("half", "tf32")
+SAME = {"fp64": 1e-4, "fp32": 1e-4, "tf32": 1e-2, "half": 1e-2}
 # what a module's result costs: itself, what autograd keeps of it, and its gradient
 COPIES = 3
 
@@ -40,15 +45,15 @@ def probe(plan: Plan, model: nn.Module, output: Output, batch: Any) -> None:
     """
     three = take(batch, slice(0, 3)) if batch_size(batch) > 2 else repeat_first(batch, 3)
     two = take(three, slice(0, 2))
+    device = next(iter(plan.params.values())).device
     with quiet(model), torch.no_grad(), warnings.catch_warnings():
         # a reentrant checkpoint says that it has no gradients; here nothing has
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
         plain = _plain_values(plan, model, output, two)
         plan.outputs = plain.shape[1]
         plan.sample_bytes = _activation_bytes(model, output, two) // 2
-        plan.channels_last = _gains_by_channels_last(model) and _takes_channels_last(
-            model, output, two, plain
-        )
+        gains = _gains_by_channels_last(model, device, arithmetic(model, output))
+        plan.channels_last = gains and _takes_channels_last(model, output, two, plain)
         for _ in range(MAX_ROUNDS):
             for_two, _ = _watch(plan, model, output, two, 2)
             for_three, _ = _watch(plan, model, output, three, 3)
@@ -134,24 +139,26 @@ def _expansion_is_harmless(
 ) -> bool:
     try:
         _, values = _watch(plan, model, output, batch, 2)
-    except Exception:  # whatever the model says to an expanded tensor: it does not take one
+    except Exception as error:  # whatever the model says to an expanded tensor
+        if is_out_of_memory(error):
+            raise
         return False
-    return _same_values(model, values, plain)
+    return _same_values(model, output, values, plain)
 
 
-def _same_values(model: nn.Module, values: Tensor, plain: Tensor) -> bool:
+def _same_values(model: nn.Module, output: Output, values: Tensor, plain: Tensor) -> bool:
     if values.shape != plain.shape:
         return False
-    tolerance = 1e-2 if next(model.parameters()).element_size() < 4 else 1e-4
+    tolerance = SAME[arithmetic(model, output)]
     scale = float(plain.nan_to_num(0, 0, 0).abs().max())  # a sample that is not finite may be here
     return torch.allclose(values, plain, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
-def _gains_by_channels_last(model: nn.Module) -> bool:
+def _gains_by_channels_last(model: nn.Module, device: torch.device, computes_in: str) -> bool:
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     wide = [m for m in convolutions if m.in_channels >= MANY_CHANNELS]
-    on_cpu = all(p.device.type == "cpu" for m in convolutions for p in m.parameters())
-    return on_cpu and bool(wide) and 2 * len(wide) >= len(convolutions)
+    fit = device.type == "cpu" or (device.type == "cuda" and computes_in in TENSOR_CORES)
+    return fit and bool(wide) and 2 * len(wide) >= len(convolutions)
 
 
 def _takes_channels_last(model: nn.Module, output: Output, batch: Any, plain: Tensor) -> bool:
@@ -165,9 +172,11 @@ def _takes_channels_last(model: nn.Module, output: Output, batch: Any, plain: Te
                 tensor.requires_grad_()
             values = check_values(output(model, images), 2)
             torch.autograd.grad(values.sum(), inputs, allow_unused=True)
-    except Exception:  # a view of an axis that is no longer in a row, say
+    except Exception as error:  # a view of an axis that is no longer in a row, say
+        if is_out_of_memory(error):
+            raise
         return False
-    return _same_values(model, values.detach(), plain)
+    return _same_values(model, output, values.detach(), plain)
 
 
 def _activation_bytes(model: nn.Module, output: Output, batch: Any) -> int:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import pntk.projection.ops  # noqa: F401 - registers norm_sums
 from pntk.errors import ModelError
+from pntk.projection.dispatch import GPU
+from pntk.projection.gpu import norm_sums as gpu_norm_sums
 from pntk.projection.sketch import Columns, Sketch, Windows
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class Target:
         groups = 1 if columns.windows is None else columns.windows.groups
         self.products(self.sketch.prepare_rows(rows, groups), columns)
         if bias is not None:
-            bias.gradient(rows.sum(2))
+            bias.gradient(rows.sum(2, dtype=self.sketch.dtype))
 
     def lookup(self, ids: Tensor, delta: Tensor) -> None:
         """Add delta [b * m, T, d] at rows ids [b * m, T]."""
@@ -73,7 +74,7 @@ class Call:
         batch: b.
         dtype: float32 or float64, in which gradients are made.
         keep: whether more outputs follow, so that what depends on the input alone is kept.
-        native: whether the compiled CPU kernels serve.
+        impl: which implementation serves; see ``pntk.projection.dispatch``.
     """
 
     module: Any
@@ -81,7 +82,7 @@ class Call:
     batch: int
     dtype: torch.dtype
     keep: bool = False
-    native: bool = False
+    impl: str = "torch"
     kept: dict[str, Any] = field(default_factory=dict)
 
     def once(self, key: str, make: Callable[[], T]) -> T:
@@ -93,9 +94,13 @@ class Call:
             self.kept[key] = value
         return value
 
+    def factor(self, x: Tensor) -> Tensor:
+        """Return a factor in the type in which sketches take it; GPU kernels read any."""
+        return x if self.impl in GPU else x.to(self.dtype)
+
     def positions(self, x: Tensor) -> Tensor:
-        """Return [b, T, features] of a tensor whose last axis holds features."""
-        return x.reshape(self.batch, -1, x.shape[-1]).to(self.dtype)
+        """Return [b, T, features] of a factor whose last axis holds features."""
+        return self.factor(x.reshape(self.batch, -1, x.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ def _linear(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
         )
         weight.affine(bias, rows, columns)
     elif bias:
-        bias.gradient(rows.sum(2))
+        bias.gradient(rows.sum(2, dtype=call.dtype))
 
 
 def _transposed_linear(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
@@ -188,25 +193,25 @@ def _transposed_linear(call: Call, delta: Tensor, targets: dict[str, Target]) ->
         )
         weight.products(rows, weight.sketch.prepare_columns(Columns(delta.transpose(1, 2))))
     if bias := targets.get("bias"):
-        bias.gradient(delta.sum(1))
+        bias.gradient(delta.sum(1, dtype=call.dtype))
 
 
 # ---- convolutions ----------------------------------------------------------------------------
 
 
 def _convolution(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
-    rows = delta.flatten(2).to(call.dtype)
+    rows = call.factor(delta.flatten(2))
     weight, bias = targets.get("weight"), targets.get("bias")
     if weight:
         columns = call.once("columns", lambda: weight.sketch.prepare_columns(_seen(call, delta)))
         weight.affine(bias, rows, columns)
     elif bias:
-        bias.gradient(rows.sum(2))
+        bias.gradient(rows.sum(2, dtype=call.dtype))
 
 
 def _seen(call: Call, delta: Tensor) -> Columns:
     """Return the input [b * m, i, *spatial] as the kernel sees it."""
-    conv, x = call.module, call.input.to(call.dtype)
+    conv, x = call.module, call.factor(call.input)
     padding: tuple[int, ...] = ()
     if conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
         padding = tuple(conv.padding)
@@ -229,9 +234,9 @@ def _transposed_convolution(call: Call, delta: Tensor, targets: dict[str, Target
         )
         rows = call.once(
             "rows",
-            lambda: weight.sketch.prepare_rows(call.input.flatten(2).to(call.dtype), conv.groups),
+            lambda: weight.sketch.prepare_rows(call.factor(call.input.flatten(2)), conv.groups),
         )
-        seen = Columns(delta.to(call.dtype), windows)
+        seen = Columns(call.factor(delta), windows)
         weight.products(rows, weight.sketch.prepare_columns(seen))
     if bias := targets.get("bias"):
         bias.gradient(delta.flatten(2).sum(2, dtype=call.dtype))
@@ -271,20 +276,27 @@ def _features_normed(call: Call, shape: tuple[int, ...]) -> Tensor:
 
 def _channel_norm(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
     """BatchNorm (eval), GroupNorm and InstanceNorm: a scale and shift for each channel."""
-    norm, delta = call.module, _by_channel(delta.to(call.dtype))
+    norm, delta = call.module, _by_channel(call.factor(delta))
     weight, bias = targets.get("weight"), targets.get("bias")
-    if call.native and weight and _running(norm):
-        x = _by_channel(call.input.to(call.dtype))
+    if call.impl != "torch" and weight and _running(norm):
+        x = _by_channel(call.factor(call.input))
         mean, var = norm.running_mean.to(call.dtype), norm.running_var.to(call.dtype)
-        scale, shift = torch.ops.pntk.norm_sums(delta, x, mean.contiguous())
+        scale, shift = norm_sums(call.impl, delta, x, mean.contiguous())
         weight.gradient(scale * torch.rsqrt(var + norm.eps))
     else:
-        shift = delta.sum(2)
+        shift = delta.sum(2, dtype=call.dtype)
         if weight:
             normed = call.once("normed", lambda: _by_channel(_channels_normed(call)))
             weight.gradient((delta * normed).sum(2))
     if bias:
         bias.gradient(shift)
+
+
+def norm_sums(impl: str, delta: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sums over positions of delta (x - mean), and of delta: [n, C, L] to [n, C]."""
+    if impl in GPU:
+        return gpu_norm_sums(impl, delta, x, mean)
+    return torch.ops.pntk.norm_sums(delta, x, mean)
 
 
 def _running(norm: Any) -> bool:

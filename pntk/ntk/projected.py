@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from pntk.errors import ConfigError, StoreError
+from pntk.projection.dispatch import why_not
+from pntk.projection.gpu import gram
 from pntk.rows import as_rows, check_same_map, check_widths, inverse_norms
 
 TILE = 1024
@@ -27,6 +29,7 @@ def ntk(
     out: str | os.PathLike[str] | None = None,
     tile: int = TILE,
     device: torch.device | str = "cpu",
+    impl: str = "torch",
 ) -> Tensor | Path:
     """Return the kernel matrix of rows, tile by tile.
 
@@ -41,12 +44,13 @@ def ntk(
         out: HDF5 file to write instead of memory (data set ``ntk``); it must not exist.
         tile: rows of a tile.
         device: where tiles are multiplied.
+        impl: ``torch``, or ``triton``: float32 accuracy on the tensor cores of a GPU.
 
     Returns:
         Tensor [n, m] of the rows' type on the CPU, or the path of ``out``.
 
     Raises:
-        ConfigError: rows of different widths, maps or kinds.
+        ConfigError: rows of different widths, maps or kinds, or an ``impl`` that cannot make them.
         StoreError: rows are missing, or ``out`` cannot be written.
 
     >>> ntk(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), normalize=True)
@@ -60,25 +64,24 @@ def ntk(
     symmetric = b is None
     right = left if symmetric else as_rows(b)
     check_widths(left, right)
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    multiply = _multiplier(impl, dtype, device)
     left_scale = right_scale = None
     if normalize:
         left_scale = inverse_norms(left, tile)
         right_scale = left_scale if symmetric else inverse_norms(right, tile)
-    dtype = torch.promote_types(left.dtype, right.dtype)
     shape = (left.shape[0], right.shape[0])
 
     def tiles() -> Iterator[tuple[slice, slice, Tensor]]:
         for i in range(0, shape[0], tile):
             rows = slice(i, min(i + tile, shape[0]))
             x = left[rows].to(device=device, dtype=dtype)
-            if left_scale is not None:
-                x = x * left_scale[rows, None].to(x)
+            x_scale = None if left_scale is None else left_scale[rows].to(x)
             for j in range(i if symmetric else 0, shape[1], tile):
                 columns = slice(j, min(j + tile, shape[1]))
                 y = right[columns].to(device=device, dtype=dtype)
-                block = x @ y.T
-                if right_scale is not None:
-                    block *= right_scale[columns].to(block)
+                y_scale = None if right_scale is None else right_scale[columns].to(y)
+                block = multiply(x, y, x_scale, y_scale)
                 yield rows, columns, block.cpu()
 
     if out is not None:
@@ -91,6 +94,26 @@ def ntk(
             block = _mirrored(block)
         kernel[rows, columns] = block
     return kernel
+
+
+Multiply = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+def _multiplier(impl: str, dtype: torch.dtype, device: torch.device | str) -> Multiply:
+    """Return what makes a tile x y^T of rows [n, k] and [m, k], times a scale of each row."""
+    if impl == "torch":
+        return _multiply
+    if impl != "triton":
+        raise ConfigError(f"impl is {impl!r}; expected 'torch' or 'triton'")
+    reason = why_not(impl, dtype=dtype, device=device)
+    if reason:
+        raise ConfigError(f"impl='triton' cannot be used: {reason}; use impl='torch'")
+    return gram
+
+
+def _multiply(x: Tensor, y: Tensor, x_scale: Tensor | None, y_scale: Tensor | None) -> Tensor:
+    block = (x if x_scale is None else x * x_scale[:, None]) @ y.T
+    return block if y_scale is None else block.mul_(y_scale)
 
 
 def _mirrored(block: Tensor) -> Tensor:

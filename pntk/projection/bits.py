@@ -221,12 +221,21 @@ def native_module() -> Any:
     return _load_native()[0]
 
 
-@functools.cache
-def _load_native() -> tuple[ModuleType | None, str | None]:
+def native_switched_off() -> bool:
+    """Return whether ``PNTK_DISABLE_NATIVE=1`` forbids compiled extension modules.
+
+    Raises:
+        ConfigError: it has a value without a meaning.
+    """
     switch = os.environ.get("PNTK_DISABLE_NATIVE", "")
     if switch not in ("", "0", "1"):
         raise ConfigError(f"PNTK_DISABLE_NATIVE is {switch!r}; set it to 1, to 0, or not at all")
-    if switch == "1":
+    return switch == "1"
+
+
+@functools.cache
+def _load_native() -> tuple[ModuleType | None, str | None]:
+    if native_switched_off():
         return None, "turned off by PNTK_DISABLE_NATIVE=1"
     try:
         module = importlib.import_module("pntk._C")

@@ -53,9 +53,14 @@ class HadamardSketch(Sketch):
         self._cache_bytes = min(workspace, CACHE_BYTES)
         self._h_rows = hadamard_matrix(t.ko, dtype, device)
         self._h_columns = hadamard_matrix(t.ki, dtype, device)
-        self._blocks_by_shift: dict[int, list[int]] = {}
+        # on the device from the start: a copy in each batch would wait for it
+        self._gamma_rows = torch.tensor(self.signs.gamma_rows, device=device)
+        blocks_by_shift: dict[int, list[int]] = {}
         for block, shift in enumerate(self.signs.gamma_rows):
-            self._blocks_by_shift.setdefault(shift, []).append(block)
+            blocks_by_shift.setdefault(shift, []).append(block)
+        self._blocks_by_shift = {
+            shift: torch.tensor(blocks, device=device) for shift, blocks in blocks_by_shift.items()
+        }
 
     # ---- on a materialised gradient ----------------------------------------------------------
 
@@ -113,7 +118,7 @@ class HadamardSketch(Sketch):
         blocks = total.view(-1, t.row_blocks, t.ko, t.ki // GROUP, GROUP)
         rows = out.view(-1, t.ko, t.ki // GROUP, GROUP)
         for shift, members in self._blocks_by_shift.items():
-            chosen = blocks[:, members[0]] if len(members) == 1 else blocks[:, members].sum(1)
+            chosen = blocks.index_select(1, members).sum(1)
             rows += chosen[:, :, self._range(t.ki // GROUP) ^ shift]
 
     def _range(self, count: int) -> Tensor:
@@ -233,7 +238,7 @@ class HadamardSketch(Sketch):
         """Add one column block of an embedding: each token is a rank-one tile of its own."""
         t, groups = self.tiles, self.tiles.ki // GROUP
         flat = ids.reshape(-1)
-        gamma = torch.tensor(self.signs.gamma_rows, device=self.device)[flat // t.ko]
+        gamma = self._gamma_rows[flat // t.ko]
         # columns in the order in which gamma_I leaves them
         order = self._range(groups) ^ gamma[:, None]
         shifted = (order ^ self.signs.gamma_columns[j])[..., None].expand(-1, -1, GROUP)

@@ -14,11 +14,9 @@ from torch import Tensor
 from pntk.projection import ops
 from pntk.projection.bits import stream_id
 from pntk.projection.signs import TileSigns
-from pntk.projection.sketch import WORKSPACE_BYTES, Columns, Sketch, Windows
+from pntk.projection.sketch import AXES, WORKSPACE_BYTES, Columns, Sketch, Windows
 from pntk.projection.spec import ProjectionSpec
 from pntk.projection.tiles import TileLayout
-
-AXES = 3  # that the kernels give every convolution
 
 
 class NativeHadamardSketch(Sketch):
@@ -83,7 +81,7 @@ class NativeHadamardSketch(Sketch):
         windows = columns.windows or Windows((1,), (1,), (1,), (rows.shape[2],))
         b, c, *spatial = columns.tensor.shape
         image = columns.tensor.view(b, c, *[1] * (AXES - len(spatial)), *spatial)
-        return rows, image, *self._map, _sizes(windows), windows.groups
+        return rows, image, *self._map, windows.sizes(), windows.groups
 
     def add_lookup(self, ids: Tensor, delta: Tensor, out: Tensor, output: int = 0) -> None:
         if self.tiles.vector:
@@ -93,13 +91,3 @@ class NativeHadamardSketch(Sketch):
         torch.ops.pntk.hadamard_lookup(
             ids.contiguous(), delta, *self._map, *self._stream(output), out
         )
-
-
-def _sizes(windows: Windows) -> list[int]:
-    """Return padding, kernel, stride, dilation and grid, each of three axes."""
-    missing = AXES - len(windows.kernel)
-    padding = windows.padding or (0,) * len(windows.kernel)
-    sizes = [0] * missing + list(padding)
-    for given in (windows.kernel, windows.stride, windows.dilation, windows.grid):
-        sizes += [1] * missing + list(given)
-    return sizes

@@ -1,23 +1,26 @@
-"""One comparison of the compiled kernels with the reference, before their first use in a process.
+"""One comparison of the kernels with the reference, before their first use in a process.
 
 Tests cannot see every processor, compiler and torch that the kernels meet. This takes some 50
-milliseconds, and is what stands between a miscompiled kernel and rows that look right.
+milliseconds (and Triton's compilations), and is what stands between a miscompiled kernel and rows
+that look right.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pntk.errors import KernelError
-from pntk.projection import bits
+from pntk.projection import bits, gpu, ops
 from pntk.projection.dense import DenseSketch
 from pntk.projection.dense_native import NativeDenseSketch
+from pntk.projection.gpu import GpuDenseSketch, GpuHadamardSketch
 from pntk.projection.hadamard import HadamardSketch
 from pntk.projection.hadamard_native import NativeHadamardSketch
 from pntk.projection.sketch import Columns, Sketch, Windows
@@ -26,23 +29,28 @@ from pntk.projection.spec import ProjectionSpec
 CPU = torch.device("cpu")
 BOUND = 1e-5  # of float32 rows against float64
 K, SEED = 2048, 2**63 + 5
+KERNELS = {"cpu": "compiled CPU", "cuda": "compiled CUDA", "triton": "Triton"}
 SAMPLES = 4  # the kernels take three together, and one alone
 
-Case = tuple[tuple[int, ...], Callable[[Sketch, Tensor], None]]
+Make = Callable[[str, tuple[int, ...]], Sketch]  # name, shape
+Add = Callable[[Make, tuple[int, ...], Tensor], None]  # a sketch of this shape, to these rows
+Case = tuple[tuple[int, ...], Add]
 
 
 @functools.cache
-def check_kernels() -> None:
-    """Compare bits and rows on small cases of every kernel, once a process.
+def check_kernels(impl: str, device: torch.device) -> None:
+    """Compare bits and rows on small cases of every kernel, once a process and device.
+
+    Args:
+        impl: ``cpu``, ``cuda`` or ``triton``.
 
     Raises:
         KernelError: naming what differs and the remedy.
     """
-    native = bits.native_module()
-    words = bits.philox_words_numpy(SEED, 7, 3, 300)
-    made = np.empty(300, np.uint32)
-    native.philox_words(made, SEED, 7, 0, 3)
-    _require("random bits", float((made != words).mean()))
+    kinds = KINDS[impl]
+    require = functools.partial(_require, impl, device)
+    words = bits.philox_words_numpy(SEED, 7, 0, 300)
+    require("random bits", float((kinds.words(300, device) != words).mean()))
     generator = torch.Generator(CPU).manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -54,7 +62,7 @@ def check_kernels() -> None:
     looked_up, small, image = random(SAMPLES, 5, 90), random(SAMPLES, 7, 30), (6, 6)
     cases: dict[str, Case] = {
         "gradient": (matrix, _gradient(random(SAMPLES, *matrix))),
-        "look-up": (matrix, lambda s, out: s.add_lookup(ids, looked_up.to(s.dtype), out)),
+        "look-up": (matrix, _lookup(ids, looked_up)),
         "outer product": (matrix, _products(random(SAMPLES, 70, 1), random(SAMPLES, 90, 1))),
         "product": (matrix, _products(random(SAMPLES, 70, 130), random(SAMPLES, 90, 130))),
         "convolution": (
@@ -72,63 +80,127 @@ def check_kernels() -> None:
             ),
         ),
     }
-    for name, (shape, add) in cases.items():
-        _compare(name, "hadamard", NativeHadamardSketch, HadamardSketch, shape, add)
+    cases |= {family: ((7, 30), _gradient(small)) for family in kinds.dense_families}
+    for name, case in cases.items():
+        if name in kinds.dense_families:
+            error = _error(name, kinds.dense, DenseSketch, *case, device)
+        else:
+            error = _error("hadamard", kinds.hadamard, HadamardSketch, *case, device)
+        require(name, error)
     delta, x = random(SAMPLES, 20, 30), random(SAMPLES, 20, 30)
     mean = x.mean((0, 2))
-    sums = torch.ops.pntk.norm_sums(delta.float(), x.float(), mean.float())
+    sums = kinds.norm_sums(*(each.float().to(device) for each in (delta, x, mean)))
     for found, wanted in zip(sums, (delta * (x - mean[:, None]), delta), strict=True):
-        _require("norm sums", float((found - wanted.sum(2)).norm() / wanted.sum(2).norm()))
-    for family in ("rademacher", "normal"):
-        _compare(family, family, NativeDenseSketch, DenseSketch, (7, 30), _gradient(small))
+        require("norm sums", float((found.cpu() - wanted.sum(2)).norm() / wanted.sum(2).norm()))
 
 
-def _gradient(gradient: Tensor) -> Callable[[Sketch, Tensor], None]:
+@dataclass(frozen=True)
+class Kinds:
+    """What one implementation makes: words of ``SEED``'s stream 7, sketches and sums."""
+
+    words: Callable[[int, torch.device], np.ndarray]
+    hadamard: Callable[..., Sketch]
+    dense: Callable[..., Sketch]
+    norm_sums: Callable[..., tuple[Tensor, Tensor]]
+    dense_families: tuple[str, ...] = ("rademacher", "normal")
+
+
+def _native_words(count: int, device: torch.device) -> np.ndarray:
+    made = np.empty(count, np.uint32)
+    bits.native_module().philox_words(made, SEED, 7, 0, 0)
+    return made
+
+
+def _gpu_words(impl: str, count: int, device: torch.device) -> np.ndarray:
+    made = torch.empty(count, dtype=torch.int32, device=device)
+    torch.ops.pntk.gpu_bits(impl, ops.signed(SEED), 7, made)
+    return made.cpu().numpy().view(np.uint32)
+
+
+def _gpu_kinds(impl: str, *families: str) -> Kinds:
+    given: dict[str, Any] = {"impl": impl, "precision": "fp32"}
+    return Kinds(
+        functools.partial(_gpu_words, impl),
+        functools.partial(GpuHadamardSketch, **given),
+        functools.partial(GpuDenseSketch, **given),
+        functools.partial(gpu.norm_sums, impl),
+        families,
+    )
+
+
+KINDS = {
+    "cpu": Kinds(
+        _native_words,
+        NativeHadamardSketch,
+        NativeDenseSketch,
+        lambda *given: torch.ops.pntk.norm_sums(*given),
+    ),
+    "cuda": _gpu_kinds("cuda", "rademacher"),
+    "triton": _gpu_kinds("triton", "rademacher", "normal"),
+}
+
+
+def _gradient(gradient: Tensor) -> Add:
     """Add a materialised gradient."""
-    return lambda sketch, out: sketch.add_gradient(gradient.to(sketch.dtype), out)
+
+    def add(make: Make, shape: tuple[int, ...], out: Tensor) -> None:
+        make("weight", shape).add_gradient(gradient.to(out), out)
+
+    return add
 
 
-def _products(
-    rows: Tensor, columns: Tensor, windows: Windows | None = None
-) -> Callable[[Sketch, Tensor], None]:
+def _lookup(ids: Tensor, delta: Tensor) -> Add:
+    """Add look-ups."""
+
+    def add(make: Make, shape: tuple[int, ...], out: Tensor) -> None:
+        make("weight", shape).add_lookup(ids.to(out.device), delta.to(out), out)
+
+    return add
+
+
+def _products(rows: Tensor, columns: Tensor, windows: Windows | None = None) -> Add:
     """Add products of factors, alone and beside a bias."""
 
-    def add(sketch: Sketch, out: Tensor) -> None:
-        left, right = rows.to(sketch.dtype), Columns(columns.to(sketch.dtype), windows)
-        right = sketch.prepare_columns(right)
+    def add(make: Make, shape: tuple[int, ...], out: Tensor) -> None:
+        sketch, bias = make("weight", shape), make("bias", shape[:1])
+        left = rows.to(out)
+        right = sketch.prepare_columns(Columns(columns.to(out), windows))
         groups = 1 if windows is None else windows.groups
         sketch.add_products(sketch.prepare_rows(left, groups), right, out)
-        spec, of = ProjectionSpec("hadamard", K, SEED), rows.shape[1:2]
-        kind: Callable[..., Sketch] = type(sketch)
-        bias = kind(spec, "bias", of, dtype=sketch.dtype, device=sketch.device)
         sketch.add_affine(bias, left, right, out, output=1)
 
     return add
 
 
-def _compare(
-    what: str,
+def _error(
     family: str,
-    native: Callable[..., Sketch],
+    made: Callable[..., Sketch],
     reference: Callable[..., Sketch],
     shape: tuple[int, ...],
-    add: Callable[[Sketch, Tensor], None],
-) -> None:
+    add: Add,
+    device: torch.device,
+) -> float:
+    """Return the relative difference of the rows of two kinds of sketch."""
     rows = []
-    for kind, dtype in ((native, torch.float32), (reference, torch.float64)):
+    for kind, dtype, where in ((made, torch.float32, device), (reference, torch.float64, CPU)):
         spec = ProjectionSpec(family, K, SEED)
-        sketch = kind(spec, "weight", shape, dtype=dtype, device=CPU)
-        rows.append(torch.zeros(SAMPLES, K, dtype=dtype, device=CPU))
-        add(sketch, rows[-1])
+        make = functools.partial(kind, spec, dtype=dtype, device=where)
+        rows.append(torch.zeros(SAMPLES, K, dtype=dtype, device=where))
+        add(make, shape, rows[-1])
     ours, expected = rows
-    _require(what, float((ours - expected).norm() / expected.norm()))
+    return float((ours.cpu() - expected).norm() / expected.norm())
 
 
-def _require(what: str, error: float) -> None:
-    if not error < BOUND:
-        level = bits.native_module().level()
-        raise KernelError(
-            f"the compiled kernel for {what} is wrong on this machine: relative error {error:.2g} "
-            f"at level {level!r}, below {BOUND:.0e} expected; use impl='torch', or set "
-            "PNTK_CPU_LEVEL=portable, and report it"
-        )
+def _require(impl: str, device: torch.device, what: str, error: float) -> None:
+    if error < BOUND:
+        return
+    if impl == "cpu":
+        where = f"at level {bits.native_module().level()!r}"
+        remedy = "use impl='torch', or set PNTK_CPU_LEVEL=portable"
+    else:
+        where = f"on {device}"
+        remedy = "use impl='torch'" + (" or impl='triton'" if impl == "cuda" else "")
+    raise KernelError(
+        f"the {KERNELS[impl]} kernel for {what} is wrong on this machine: relative error "
+        f"{error:.2g} {where}, below {BOUND:.0e} expected; {remedy}, and report it"
+    )

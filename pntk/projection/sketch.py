@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WORKSPACE_BYTES = 64 * 2**20
+AXES = 3  # that kernels give every convolution
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ class Windows:
         twice = [p for p in reversed(self.padding) for _ in range(2)]
         return F.pad(columns, twice), replace(self, padding=())
 
+    def sizes(self) -> list[int]:
+        """Return padding, kernel, stride, dilation and grid, each of three axes."""
+        missing = AXES - len(self.kernel)
+        padding = self.padding or (0,) * len(self.kernel)
+        sizes = [0] * missing + list(padding)
+        for given in (self.kernel, self.stride, self.dilation, self.grid):
+            sizes += [1] * missing + list(given)
+        return sizes
+
     def slices(self) -> Iterator[tuple[slice, ...]]:
         """Yield, for each kernel position in row-major order, what it sees of the input."""
         for offset in itertools.product(*map(range, self.kernel)):
@@ -62,10 +72,14 @@ class Windows:
 
 @dataclass(frozen=True)
 class Columns:
-    """The column factor of a gradient: [b, C, T], or [b, groups * C, *spatial] through windows."""
+    """The column factor of a gradient: [b, C, T], or [b, groups * C, *spatial] through windows.
+
+    ``image`` holds the spatial sizes where a prepared tensor has lost them.
+    """
 
     tensor: Tensor
     windows: Windows | None = None
+    image: tuple[int, ...] = ()
 
     def patches(self) -> Iterator[Tensor]:
         """Yield [b, C, T] for each kernel position; the tensor itself where there are none."""
@@ -144,7 +158,7 @@ class Sketch(ABC):
         """
         groups = 1 if columns.windows is None else columns.windows.groups
         self.add_products(self.prepare_rows(rows, groups), columns, out, output)
-        bias.add_gradient(rows.sum(2), out, output)
+        bias.add_gradient(rows.sum(2, dtype=self.dtype), out, output)
 
     def add_lookup(self, ids: Tensor, delta: Tensor, out: Tensor, output: int = 0) -> None:
         """Add A G for G[ids[b, t]] += delta[b, t]; ids [b, T] int64, delta [b, T, d]."""

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from pntk.projection.spec import MIN_TILE_COLUMNS
 
+# Of the GPU kernels: the largest ko and ki, and what rows and channels are padded to a multiple of.
+MAX_ORDER, PANEL = 256, 64
+
 
 def tile_shape(proj_dim: int) -> tuple[int, int]:
     """Return (ko, ki) with ko * ki = k, both powers of two, ki = 2^ceil(log2(k)/2) >= 8.

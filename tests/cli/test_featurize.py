@@ -44,6 +44,25 @@ def test_options_reach_the_store(invoke, toy):
     assert (header.dtype, header.precision) == ("float64", "fp64")
 
 
+def test_bfloat16_reaches_the_store(invoke, toy):
+    import toy as module
+
+    invoke(*WORK, "--out", "a.h5", "--precision", "bf16", "--no-progress")
+    store = FeatureStore("a.h5")
+    assert (store.header.dtype, store.header.precision) == ("float32", "bf16")
+    half = Featurizer(module.net().eval(), proj_dim=64, precision="bf16")
+    assert torch.equal(store.torch(), half(module.digits()))
+
+
+def test_a_batch_that_does_not_fit_is_one_line(refused, toy, monkeypatch):
+    def full(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Featurizer, "_one_pass", full)
+    shown = refused(*WORK, "--out", "a.h5", "--no-check", "--no-progress", code=1)
+    assert "a batch of 20 takes more memory than cpu has; about 10 fit by estimate" in shown
+
+
 def test_fallback_is_used(invoke, toy):
     invoke(*WORK, "--out", "a.h5", "--fallback", "3.*", "--no-progress")
     coverage = FeatureStore("a.h5").header.info["coverage"]

@@ -37,7 +37,7 @@ def test_environment_for_people(invoke, monkeypatch):
 
 @needs_native
 def test_wrong_kernels_are_not_usable(invoke, monkeypatch):
-    def wrong():
+    def wrong(impl, device):
         raise KernelError("the compiled kernel for products is wrong on this machine")
 
     monkeypatch.setattr(dispatch, "check_kernels", wrong)

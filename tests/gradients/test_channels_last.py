@@ -3,6 +3,8 @@ import torch
 from torch import nn
 
 from pntk import Featurizer
+from pntk.errors import OutOfMemoryError
+from pntk.gradients.probe import _gains_by_channels_last
 from pntk.models import LeNet, ResNet18
 
 
@@ -77,3 +79,67 @@ def test_images_already_in_that_order_are_not_touched():
     f(x)
     assert f._plan.channels_last
     assert not x.requires_grad and x.grad is None
+
+
+@pytest.mark.parametrize(
+    ("device", "computes_in", "expected"),
+    [
+        ("cpu", "fp32", True),
+        ("cpu", "half", True),
+        ("cuda", "half", True),
+        ("cuda", "tf32", True),
+        ("cuda", "fp32", False),
+        ("cuda", "fp64", False),
+        ("mps", "half", False),
+    ],
+)
+def test_where_convolutions_gain(device, computes_in, expected):
+    net = Net()
+    assert _gains_by_channels_last(net, torch.device(device), computes_in) is expected
+    few = LeNet(image_size=8)
+    assert not _gains_by_channels_last(few, torch.device(device), computes_in)
+    assert not _gains_by_channels_last(net.head, torch.device(device), computes_in)
+
+
+def test_no_memory_is_no_reason_for_the_ordinary_order():
+    calls = []
+
+    def full(x):
+        if len(x) > 3:
+            calls.append(len(x))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x
+
+    f = Featurizer(Net(between=full).eval(), proj_dim=64, check=False)
+    f(torch.randn(3, 16, 7, 7))
+    with pytest.raises(OutOfMemoryError, match="a batch of 4"):
+        f(torch.randn(4, 16, 7, 7))
+    assert calls == [4] and f._plan.channels_last
+
+
+@pytest.mark.parametrize("order", ["plain", "channels last"])
+def test_no_memory_for_the_first_look_is_said_too(order):
+    """That in channels-last order takes a backward pass."""
+
+    def full(x):
+        if order == "plain" or x.requires_grad:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x
+
+    f = Featurizer(Net(between=full).eval(), proj_dim=64)
+    with pytest.raises(OutOfMemoryError, match="a batch of 4"):
+        f(torch.randn(4, 16, 7, 7))
+    assert f._projector is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "used"), [("bf16", True), ("fp64", False)])
+def test_a_gpu_gets_channels_last_for_its_tensor_cores(precision, used):
+    net, x = Net().eval(), torch.randn(4, 16, 7, 7)
+    if precision == "fp64":
+        net, x = net.double(), x.double()
+    expected = Featurizer(net, proj_dim=64)(x)
+    net, x = net.cuda(), x.cuda()
+    found = Featurizer(net, proj_dim=64, precision=precision)(x)
+    assert net.seen[-1] is used
+    torch.testing.assert_close(found.cpu(), expected, rtol=0.1, atol=0.1 * float(expected.std()))

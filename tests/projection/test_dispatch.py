@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pntk.errors import ConfigError
-from pntk.projection import ProjectionSpec, bits
+from pntk.projection import ProjectionSpec, bits, dispatch
 from pntk.projection.dispatch import IMPLEMENTATIONS, Projector, resolve_impl
 
 needs_native = pytest.mark.skipif(not bits.has_native(), reason=str(bits.native_error()))
@@ -19,8 +19,11 @@ def projector(spec, dtype=torch.float64, **options):
 
 
 @needs_native
-def test_auto_is_the_first_implementation():
-    assert resolve_impl("auto") == IMPLEMENTATIONS[0]
+def test_auto_is_the_first_implementation_that_applies(monkeypatch):
+    assert resolve_impl("auto") == "cpu"
+    monkeypatch.setattr(dispatch, "why_not", lambda *args, **where: None)
+    assert resolve_impl("auto", device="cuda") == IMPLEMENTATIONS[0] == "cuda"
+    assert resolve_impl("auto") == "cpu"  # interpreted kernels only when asked for
 
 
 @pytest.mark.parametrize("impl", [pytest.param("cpu", marks=needs_native), "torch"])

@@ -43,12 +43,12 @@ def test_a_wrong_kernel_is_named_with_its_level_and_remedy(monkeypatch, operator
     monkeypatch.setattr(torch.ops.pntk, operator, slightly_wrong(getattr(torch.ops.pntk, operator)))
     level = bits.native_module().level()
     message = (
-        rf"compiled kernel for {kernel} is wrong on this machine: relative error .* at level "
+        rf"compiled CPU kernel for {kernel} is wrong on this machine: relative error .* at level "
         rf"'{level}'.*use impl='torch', or set PNTK_CPU_LEVEL=portable"
     )
     for _ in range(2):  # a failure is not forgotten
         with pytest.raises(KernelError, match=message):
-            check_kernels()
+            check_kernels("cpu", selftest.CPU)
     with pytest.raises(KernelError, match=message):
         resolve_impl("auto")
     with pytest.raises(KernelError, match=message):
@@ -62,7 +62,7 @@ def test_rows_that_are_not_numbers_are_wrong(monkeypatch):
 
     monkeypatch.setattr(torch.ops.pntk, "hadamard_gradient", run)
     with pytest.raises(KernelError, match=r"kernel for gradient is wrong.*relative error nan"):
-        check_kernels()
+        check_kernels("cpu", selftest.CPU)
 
 
 @pytest.mark.parametrize("place", [0, 299])
@@ -78,16 +78,18 @@ def test_one_wrong_word_is_noticed(monkeypatch, place):
     module = bits.native_module()
     monkeypatch.setattr(bits, "native_module", Wrong)
     with pytest.raises(KernelError, match="kernel for random bits is wrong on this machine"):
-        check_kernels()
+        check_kernels("cpu", selftest.CPU)
 
 
 def test_runs_once(monkeypatch):
     checked = []
-    monkeypatch.setattr(selftest, "_require", lambda what, error: checked.append((what, error)))
-    check_kernels()
+    monkeypatch.setattr(
+        selftest, "_require", lambda impl, device, what, error: checked.append((what, error))
+    )
+    check_kernels("cpu", selftest.CPU)
     once = len(checked)
     for _ in range(3):
-        check_kernels()
+        check_kernels("cpu", selftest.CPU)
         resolve_impl("auto")
         resolve_impl("cpu")
     assert len(checked) == once >= 6
