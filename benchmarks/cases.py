@@ -55,20 +55,33 @@ class Case:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A case in memory."""
+    """A case in memory.
+
+    Attributes:
+        autocast: whether the model runs under autocast to bfloat16.
+    """
 
     case: Case
     model: nn.Module
     batch: Tensor
     proj_dim: int
+    autocast: bool = False
 
-    def featurizer(self) -> Featurizer:
+    def featurizer(self, **options: Any) -> Featurizer:
         """Return a new featurizer."""
-        return Featurizer(self.model, self.case.output, proj_dim=self.proj_dim)
+        if self.autocast:
+            options["precision"] = "bf16"
+        return Featurizer(self.model, self.case.output, proj_dim=self.proj_dim, **options)
+
+    def values(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return what is differentiated, [b, outputs]."""
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.autocast):
+            values = resolve_output(self.case.output)(model, batch).values
+        return values if values.dim() == 2 else values[:, None]
 
     def backward(self) -> None:
         """Run one forward, and one backward an output, with parameter gradients."""
-        values = _values(self.model, self.case.output, self.batch)
+        values = self.values(self.model, self.batch)
         for column in range(values.shape[1]):
             self.model.zero_grad(set_to_none=True)
             values[:, column].sum().backward(retain_graph=column < values.shape[1] - 1)
@@ -93,7 +106,7 @@ class Loaded:
 
         def run() -> None:
             first.clear()
-            values = _values(model, self.case.output, self.batch)
+            values = self.values(model, self.batch)
             for column in range(values.shape[1]):
                 more = column < values.shape[1] - 1
                 torch.autograd.grad(values[:, column].sum(), first, retain_graph=more)
@@ -101,20 +114,18 @@ class Loaded:
         return run
 
 
-def _values(model: nn.Module, output: str | Callable[[Any, Any], Tensor], batch: Any) -> Tensor:
-    values = resolve_output(output)(model, batch).values
-    return values if values.dim() == 2 else values[:, None]
-
-
-def reference_rows(loaded: Loaded, samples: int) -> Tensor:
+def reference_rows(loaded: Loaded, samples: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return rows [samples, k] in float64, from a loop of ``torch.autograd.grad``.
 
     Each gradient is materialised and projected whole; none of the library's rules is used.
+
+    Args:
+        dtype: of the model and its gradients.
     """
-    model = copy.deepcopy(loaded.model).double()
+    model = copy.deepcopy(loaded.model).to(dtype)
     params = dict(model.named_parameters())
     batch = loaded.batch[:samples]
-    batch = batch.double() if batch.is_floating_point() else batch
+    batch = batch.to(dtype) if batch.is_floating_point() else batch
     projector = Projector(
         ProjectionSpec("hadamard", loaded.proj_dim),
         {name: tuple(p.shape) for name, p in params.items()},
@@ -124,11 +135,13 @@ def reference_rows(loaded: Loaded, samples: int) -> Tensor:
     )
     rows = projector.empty_rows(samples)
     for i in range(samples):
-        values = _values(model, loaded.case.output, batch[i : i + 1])[0]
+        values = loaded.values(model, batch[i : i + 1])[0]
         for column, value in enumerate(values):
             gradients = torch.autograd.grad(value, list(params.values()), retain_graph=True)
             for name, gradient in zip(params, gradients, strict=True):
-                projector.sketch(name).add_gradient(gradient[None], rows[i : i + 1], column)
+                projector.sketch(name).add_gradient(
+                    gradient.double()[None], rows[i : i + 1], column
+                )
     return rows
 
 

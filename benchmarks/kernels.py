@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from benchmarks import sketches
 from benchmarks.machine import cpu_level
 from benchmarks.peak import core_peaks
 from benchmarks.registry import Check, Entry, Number, Options, Row, Unavailable, progress, require
-from benchmarks.timing import Times, interleaved, threads
+from benchmarks.timing import Times, calls_in, interleaved, repeated, threads
 from pntk.projection import bits, ops
 
 TRAK = "TRAK BasicProjector, rademacher"
@@ -241,8 +240,8 @@ class Kernels(Entry):
         turns, factors = {}, {}
         for name, competitor in self.competitors.items():
             # TRAK's call is too slow to be tried
-            calls = 1 if name == TRAK else _calls(competitor.call, turn_seconds)
-            turns[name] = _repeat(competitor.call, calls)
+            calls = 1 if name == TRAK else calls_in(competitor.call, turn_seconds)
+            turns[name] = repeated(competitor.call, calls)
             factors[name] = p / competitor.size / calls
         progress(f"timing {rounds} rounds of {len(turns)}")
         return interleaved(turns, rounds, warmup=0).scaled(factors)
@@ -278,20 +277,6 @@ def _bf16_peak(quick: bool) -> str:
     except Unavailable:
         return ""
     return next((k for k in ("core_amx_bf16_gflops", "core_dot_bf16_gflops") if k in peaks), "")
-
-
-def _calls(call: Callable[[], object], turn_seconds: float) -> int:
-    start = time.perf_counter()
-    call()
-    return max(1, min(1000, round(turn_seconds / (time.perf_counter() - start))))
-
-
-def _repeat(call: Callable[[], object], count: int) -> Callable[[], None]:
-    def turn() -> None:
-        for _ in range(count):
-            call()
-
-    return turn
 
 
 @contextmanager

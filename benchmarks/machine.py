@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import torch
 import pntk
 from benchmarks.peak import core_peaks
 from benchmarks.registry import Unavailable, progress
-from benchmarks.timing import interleaved
+from benchmarks.timing import interleaved, repeated
 from pntk.projection import bits
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,29 +89,65 @@ def cpu_level() -> str:
 def ceilings(device: torch.device, quick: bool = False) -> dict[str, float]:
     """Return the fastest fp32 matrix product [GF/s] and copy [GB/s, read plus written].
 
-    On a CPU also what one core does, where it can be measured; see ``core_peaks``.
+    On a CPU also what one core does, where it can be measured; see ``core_peaks``. On a GPU also
+    products in TF32 and bfloat16. All on random numbers: zeros can be faster.
     """
-    large = 4096 if device.type == "cpu" else 16384
-    sizes = [256] if quick else [large // 4, large // 2, large]
-    gemm = max(_gemm(n, device) for n in sizes)
-    count = 2**20 if quick else 2**26 if device.type == "cpu" else 2**30
-    source = torch.ones(count, device=device)
-    target = torch.empty_like(source)
-    copied = interleaved({"copy": lambda: target.copy_(source)}, repeats=5, device=device)
+    if device.type != "cpu":
+        return gpu_ceilings(device, quick)
     found = {
-        "gemm_gflops": gemm / 1e9,
-        "copy_gbytes": 2 * source.nbytes / min(copied.seconds["copy"]) / 1e9,
+        "gemm_gflops": max(_gemm(n, device) for n in ([256] if quick else [1024, 2048, 4096])),
+        "copy_gbytes": _copy(2**20 if quick else 2**26, device),
     }
-    if device.type == "cpu":
-        try:
-            found |= core_peaks(quick)
-        except Unavailable as reason:
-            progress(str(reason))
+    try:
+        found |= core_peaks(quick)
+    except Unavailable as reason:
+        progress(str(reason))
     return found
 
 
-def _gemm(n: int, device: torch.device) -> float:
-    a, b = torch.randn(2, n, n, device=device)
+@functools.cache
+def gpu_ceilings(device: torch.device, quick: bool = False) -> dict[str, float]:
+    """Return what a GPU does in fp32, TF32 and bfloat16, and in a copy; see ``ceilings``."""
+    size = 256 if quick else 8192
+    with tf32(True):
+        rounded = _gemm(size, device)
+    with tf32(False):
+        exact = _gemm(size, device)
+    return {
+        "gemm_gflops": exact,
+        "copy_gbytes": _copy(2**20 if quick else 2**30, device),
+        "gemm_tf32_gflops": rounded,
+        "gemm_bf16_gflops": _gemm(size, device, torch.bfloat16),
+    }
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Let products and convolutions of a GPU round float32 to TF32, or not."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = allowed
+        yield
+    finally:
+        for backend, was in zip(backends, before, strict=True):
+            backend.allow_tf32 = was
+
+
+def _gemm(n: int, device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """Return the GF/s of a product of n x n matrices."""
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
     out = torch.empty_like(a)
-    times = interleaved({"gemm": lambda: torch.mm(a, b, out=out)}, 3, warmup=1, device=device)
-    return 2 * n**3 / min(times.seconds["gemm"])
+    calls = 1 if device.type == "cpu" else 10
+    turn = repeated(lambda: torch.mm(a, b, out=out), calls)
+    times = interleaved({"gemm": turn}, 3, warmup=1, device=device)
+    return 2e-9 * n**3 * calls / min(times.seconds["gemm"])
+
+
+def _copy(count: int, device: torch.device) -> float:
+    """Return the GB/s of a copy of so many numbers, read plus written."""
+    source = torch.randn(count, device=device)
+    target = torch.empty_like(source)
+    times = interleaved({"copy": lambda: target.copy_(source)}, 5, device=device)
+    return 2e-9 * source.nbytes / min(times.seconds["copy"])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cases import Case, cases, check_rows
+from benchmarks.cases import Case, Loaded, cases, check_rows
 from benchmarks.machine import cpu_level
 from benchmarks.registry import Check, Entry, Options, Row, progress
 from benchmarks.timing import interleaved
+from pntk import Featurizer
 
 
 class Overhead(Entry):
@@ -38,17 +40,23 @@ class Overhead(Entry):
 def _measure(case: Case, options: Options) -> Row:
     progress(f"timing {case.name}")
     loaded = case.load(options)
-    f = loaded.featurizer()
+    return measure(case.name, loaded, loaded.featurizer(), options)
+
+
+def measure(
+    name: str, loaded: Loaded, f: Featurizer, options: Options, seconds: float = math.inf
+) -> Row:
+    """Time rows beside the ordinary gradient of a batch, in about so many seconds."""
     competitors: dict[str, Callable[[], object]] = {
         "backward": loaded.backward,
         "floor": loaded.floor(),
         "f": lambda: f(loaded.batch),
     }
-    times = interleaved(competitors, options.repeats, device=options.device)
+    times = interleaved(competitors, options.repeats, device=options.device, seconds=seconds)
     flops = {name: _flops(competitors[name]) for name in ("backward", "f")}
     ours = times.of("f")
     return Row(
-        case.name,
+        name,
         {
             "R": times.ratio("f", "backward"),
             "R_floor": times.ratio("floor", "backward"),

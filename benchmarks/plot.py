@@ -20,6 +20,7 @@ BLUE, ORANGE, GREEN, RED, PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#C
 STYLES = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (ORANGE, "D"), (PINK, "v"))
 GREY = "#666666"
 DPI = 150
+TARGET_SHARE = 0.6  # of the GEMM rate, for dense projections
 
 Record = dict[str, Any]
 
@@ -30,18 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("results", nargs="*", type=Path, help="all of benchmarks/results if none")
     given = parser.parse_args(arguments).results
     paths = given or sorted(RESULTS.glob("*.json"))
-    try:
-        require("matplotlib", "a plot")
-        for path in paths:
+    failed = False
+    for path in paths:
+        try:
+            require("matplotlib", "a plot")
             record = json.loads(path.read_text())
             if record["name"] in PLOTS:
                 print(f"wrote {draw(record, path.with_suffix('.png'))}")
             elif given:
                 raise ValueError(f"{path} is of {record['name']}; plots are of {', '.join(PLOTS)}")
-    except (MissingExtraError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        except (MissingExtraError, OSError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = True
+    return int(failed)
 
 
 def draw(record: Record, path: Path) -> Path:
@@ -67,7 +69,7 @@ def title(record: Record) -> str:
 
 def overhead(record: Record) -> Any:
     """R of each case as a bar, with its quartiles and its floor."""
-    rows = record["rows"]
+    rows = _with(record["rows"], "R")
     figure, axis = _figure(len(rows), 1)
     places = range(len(rows))
     r = [_spread(row["ratios"]["R"]) for row in rows]
@@ -135,10 +137,66 @@ def scaling(record: Record) -> Any:
     return figure
 
 
+def gpu_kernels(record: Record) -> Any:
+    """Lines over the batch: dense projections as a share of the GEMM rate, others of bandwidth."""
+    panels = {"of bf16 GEMM": "2 b p k / time, of bf16 GEMM", "read / copy": "bytes read, of copy"}
+    points = _points(record["rows"])
+    sizes = [p for _, p, _, _ in points]
+    middle = max(set(sizes), key=sizes.count)  # the one at which the batch varies
+    figure, (axes,) = _grid(1, len(panels), width=5.5, height=4.0)
+    for axis, (ratio, label) in zip(axes, panels.items(), strict=True):
+        ways: dict[str, list[tuple[int, Record]]] = {}
+        for way, p, batch, row in points:
+            if p == middle and ratio in row["ratios"]:
+                ways.setdefault(way, []).append((batch, row))
+        for number, (way, found) in enumerate(ways.items()):
+            colour, marker = STYLES[number % len(STYLES)]
+            found.sort(key=lambda point: point[0])
+            dashed = "--" if number >= len(STYLES) else "-"
+            _line(axis, found, ratio, way, colour, marker, dashed)
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel(f"batch (samples), p = {middle}")
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        if ratio == "of bf16 GEMM":
+            axis.axhline(TARGET_SHARE, color="black", linestyle=":", linewidth=1, label="target")
+    _legend_below(figure, *axes)
+    return figure
+
+
+def gpu_layers(record: Record) -> Any:
+    """The projection of each layer's factors as a bar, in its ordinary weight gradients."""
+    ratio = "projection / weight gradient"
+    return _single(record, ratio, "time of projection / time of the ordinary weight gradient")
+
+
+def gpu_job(record: Record) -> Any:
+    """The time of each job as a bar, against its target."""
+    return _single(record, "time / target", "time / target")
+
+
+def _single(record: Record, ratio: str, label: str) -> Any:
+    rows = _with(record["rows"], ratio)
+    figure, axis = _figure(len(rows), 1)
+    spreads = [_spread(row["ratios"][ratio]) for row in rows]
+    _bars(axis, spreads, BLUE, label)
+    axis.axvline(1, color="black", linestyle="--", linewidth=1)
+    axis.set_xlim(0, 1.15 * max(1.0, *(high for _, _, high in spreads)))
+    axis.set_xlabel(label)
+    _name_bars(axis, [row["case"] for row in rows])
+    return figure
+
+
 PLOTS: dict[str, Callable[[Record], Any]] = {
     "overhead": overhead,
     "kernels": kernels,
     "scaling": scaling,
+    "gpu-overhead": overhead,
+    "gpu-kernels": gpu_kernels,
+    "gpu-layers": gpu_layers,
+    "gpu-job": gpu_job,
 }
 
 
@@ -153,11 +211,12 @@ def _figure(bars: int, panels: int) -> tuple[Any, ...]:
     return figure, *figure.subplots(1, panels, squeeze=False)[0]
 
 
-def _grid(rows: int, columns: int) -> tuple[Any, Any]:
+def _grid(rows: int, columns: int, width: float = 2.9, height: float = 2.8) -> tuple[Any, Any]:
     figure = require("matplotlib.figure").Figure(
-        figsize=(2.9 * columns, 2.8 * rows + 0.8), layout="constrained"
+        figsize=(width * columns, height * rows + 0.8), layout="constrained"
     )
-    return figure, figure.subplots(rows, columns, squeeze=False, sharey="row")
+    share = "row" if rows > 1 else False
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey=share)
 
 
 def _bars(
@@ -198,11 +257,18 @@ def _name_bars(axis: Any, names: list[str]) -> None:
 
 
 def _line(
-    axis: Any, points: list[tuple[int, Record]], ratio: str, name: str, colour: str, marker: str
+    axis: Any,
+    points: list[tuple[int, Record]],
+    ratio: str,
+    name: str,
+    colour: str,
+    marker: str,
+    style: str = "-",
 ) -> None:
     x = [value for value, _ in points]
     spreads = [_spread(row["ratios"][ratio]) for _, row in points]
-    axis.plot(x, [m for m, _, _ in spreads], color=colour, marker=marker, label=name)
+    medians = [median for median, _, _ in spreads]
+    axis.plot(x, medians, style, color=colour, marker=marker, label=name)
     axis.fill_between(
         x, [low for _, low, _ in spreads], [high for _, _, high in spreads], color=colour, alpha=0.2
     )
@@ -250,6 +316,31 @@ def _lines(rows: list[Record]) -> dict[tuple[str, str], list[tuple[int, Record]]
         if match is None:
             raise ValueError(f"case {row['case']!r} is not a point of scaling: run it again")
         found.setdefault((match[1], match[2]), []).append((int(match[3]), row))
+    return found
+
+
+def _with(rows: list[Record], ratio: str) -> list[Record]:
+    """Return the rows that were timed.
+
+    Raises:
+        ValueError: none was.
+    """
+    found = [row for row in rows if ratio in row["ratios"]]
+    if not found:
+        raise ValueError(f"no row of this result has a ratio {ratio!r}: nothing was timed")
+    return found
+
+
+def _points(rows: list[Record]) -> list[tuple[str, int, int, Record]]:
+    """Return way, p, batch and row of what was timed at a point.
+
+    Raises:
+        ValueError: nothing was.
+    """
+    matches = [(re.fullmatch(r"(.+), p = (\d+), batch = (\d+)", r["case"]), r) for r in rows]
+    found = [(m[1], int(m[2]), int(m[3]), row) for m, row in matches if m]
+    if not found:
+        raise ValueError("no row of this result is a point of gpu-kernels: nothing was timed")
     return found
 
 

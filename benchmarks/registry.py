@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 
 from benchmarks.timing import Spread
+from pntk.errors import ConfigError
 
 Number = Spread | float | int | str | None
+NOT_TIMED = "not timed"  # the column that says why
 
 
 class CheckFailed(RuntimeError):
@@ -30,12 +35,18 @@ class Options:
         repeats: rounds of timing that count.
         quick: tiny models; shows that the code runs, and its numbers mean nothing.
         full: the slow cases too.
+        deadline: of ``time.monotonic()``, after which an entry starts no further row.
     """
 
     device: torch.device
     repeats: int = 20
     quick: bool = False
     full: bool = False
+    deadline: float = math.inf
+
+    def seconds_left(self) -> float:
+        """Return the time until the deadline."""
+        return self.deadline - time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,7 @@ class Result:
     checks: list[Check]
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
 
 class Entry(ABC):
@@ -88,6 +100,8 @@ class Entry(ABC):
         name: what the command line calls it.
         summary: one sentence for the list and the report.
         notes: remarks for the report, which check and measure may add to.
+        checks: those that measure made, each before it timed something.
+        failures: rows that could not be made, or were wrong, where others were not.
     """
 
     name: str
@@ -95,6 +109,8 @@ class Entry(ABC):
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.checks: list[Check] = []
+        self.failures: list[str] = []
 
     @abstractmethod
     def check(self, options: Options) -> list[Check]:
@@ -106,8 +122,23 @@ class Entry(ABC):
         """
 
     @abstractmethod
-    def measure(self, options: Options) -> list[Row]:
+    def measure(self, options: Options) -> Iterable[Row]:
         """Time what was checked."""
+
+    def attempt(self, case: str, options: Options, make: Callable[[], Row]) -> Row:
+        """Return a row, or one that says why there is none, so that others can follow."""
+        if options.seconds_left() <= 0:
+            return Row(case, {}, {NOT_TIMED: "no time was left"})
+        progress(case)
+        try:
+            return make()
+        except (Unavailable, ConfigError, torch.cuda.OutOfMemoryError) as error:
+            reason = _first_line(error)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            self.failures.append(f"{case}: {reason}")
+            progress(f"FAILED {case}: {error}")
+        return Row(case, {}, {NOT_TIMED: reason})
 
 
 def progress(text: str) -> None:
@@ -115,9 +146,28 @@ def progress(text: str) -> None:
     print(f"   {text}", file=sys.stderr, flush=True)
 
 
-def run(entry: Entry, options: Options) -> Result:
-    """Check an entry, then measure it; a failed check leaves it unmeasured."""
+def run(entry: Entry, options: Options, save: Callable[[Result], object] | None = None) -> Result:
+    """Check an entry, then measure it; a failed check leaves it unmeasured.
+
+    Args:
+        save: takes what there is after each row, so that a run that is cut off leaves something.
+    """
     checks = entry.check(options)
     if not checks:
         raise CheckFailed(f"{entry.name}: nothing was checked, so nothing was timed")
-    return Result(entry.name, entry.summary, checks, entry.measure(options), entry.notes)
+    rows: list[Row] = []
+
+    def found() -> Result:
+        all_checks = [*checks, *entry.checks]
+        return Result(entry.name, entry.summary, all_checks, rows, entry.notes, entry.failures)
+
+    for row in entry.measure(options):
+        rows.append(row)
+        if save:
+            save(found())
+    return found()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

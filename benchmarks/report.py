@@ -45,6 +45,8 @@ def markdown(
     where = caption(machine, ceilings)
     warning = ["**A quick run on tiny models: the numbers mean nothing.**", ""] if quick else []
     lines = [f"# {result.name}", "", result.summary, "", *warning]
+    if result.failures:
+        lines += ["## Failed", "", *(f"- {failure}" for failure in result.failures), ""]
     if any(row.ratios for row in result.rows):
         lines += ["## Ratios", "", where, "", *table(result.rows, "ratios"), ""]
     lines += ["## Absolute", "", where, "", *table(result.rows, "values"), ""]
@@ -63,8 +65,15 @@ def caption(machine: dict[str, Any], ceilings: dict[str, float]) -> str:
         f"{machine['memory_gib']} GiB; torch {machine['torch']}, pntk {machine['pntk']} "
         f"({machine['commit']}), kernels {machine['cpu_level']}; {machine['date'][:10]}. "
         f"Ceilings: fp32 GEMM {ceilings['gemm_gflops']:.0f} GF/s, copy "
-        f"{ceilings['copy_gbytes']:.1f} GB/s{_core(ceilings)}. Medians (quartiles)."
+        f"{ceilings['copy_gbytes']:.1f} GB/s{_gpu(ceilings)}{_core(ceilings)}. Medians (quartiles)."
     )
+
+
+def _gpu(ceilings: dict[str, float]) -> str:
+    """Return the rates of the GPU's matrix units, where they were measured."""
+    known = {"gemm_tf32_gflops": "TF32 GEMM", "gemm_bf16_gflops": "bf16 GEMM"}
+    found = [f", {text} {ceilings[key]:.0f} GF/s" for key, text in known.items() if key in ceilings]
+    return "".join(found)
 
 
 def _core(ceilings: dict[str, float]) -> str:

@@ -12,10 +12,11 @@ from benchmarks.registry import Options, Unavailable
 from pntk import ProjectionSpec
 from pntk.projection import bits
 from pntk.projection.dense import DenseSketch
-from pntk.projection.dispatch import Projector, why_not
+from pntk.projection.dispatch import GPU, Projector, why_not
 from pntk.projection.quantiles import NORMAL_MEAN_SQUARE, NORMAL_TABLE
 from pntk.projection.sketch import Sketch
 
+CPU = torch.device("cpu")
 NAME = "weight"
 DENSE = ("rademacher", "normal")
 
@@ -31,18 +32,33 @@ def require_cpu(options: Options) -> None:
 
 
 def make(
-    family: str, k: int, shape: tuple[int, ...], impl: str, dtype: torch.dtype = torch.float32
+    family: str,
+    k: int,
+    shape: tuple[int, ...],
+    impl: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    device: torch.device = CPU,
+    precision: str = "fp32",
 ) -> Sketch:
-    """Return the sketch of one parameter, on the CPU.
+    """Return the sketch of one parameter.
 
     Raises:
         Unavailable: this implementation does not have it here.
     """
-    reason = why_not(impl, family, dtype=dtype)
+    reason = why_not(impl, family, dtype=dtype, device=device, proj_dim=k)
     if reason:
         raise Unavailable(f"{family}, impl={impl}: {reason}")
-    spec = ProjectionSpec(family, k)
-    made = Projector(spec, {NAME: shape}, dtype=dtype, device=torch.device("cpu"), impl=impl)
+    if precision != "fp32" and impl not in GPU:
+        raise Unavailable(f"{family}, impl={impl} has no products in {precision}")
+    made = Projector(
+        ProjectionSpec(family, k),
+        {NAME: shape},
+        dtype=dtype,
+        device=device,
+        impl=impl,
+        precision=precision,
+    )
     sketch = made.sketch(NAME)
     if impl == "cpu" and type(sketch) is DenseSketch:
         raise Unavailable(f"{family} has no compiled kernel in this version")
@@ -51,7 +67,7 @@ def make(
 
 def project(sketch: Sketch, gradient: Tensor, k: int) -> Tensor:
     """Return rows [b, k] of gradients [b, *shape]."""
-    out = torch.zeros(len(gradient), k, dtype=sketch.dtype)
+    out = torch.zeros(len(gradient), k, dtype=sketch.dtype, device=gradient.device)
     sketch.add_gradient(gradient, out)
     return out
 
@@ -61,7 +77,7 @@ def reference_rows(family: str, k: int, gradient: Tensor) -> tuple[Tensor, list[
 
     ``hadamard``: all columns, by the float64 torch sketch. Dense: some, by explicit entries.
     """
-    exact = gradient.double()
+    exact = gradient.double().cpu()
     if family == "hadamard":
         sketch = make(family, k, tuple(gradient.shape[1:]), "torch", torch.float64)
         return project(sketch, exact, k), list(range(k))
@@ -94,5 +110,6 @@ def dense_entries(family: str, k: int, size: int, first: int) -> Tensor:
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Return the norm of the difference over that of what is expected, of the worst row."""
-    difference = (found.double() - expected.double()).norm(dim=1)
-    return float((difference / expected.double().norm(dim=1)).max())
+    exact = expected.double()
+    difference = (found.to(exact) - exact).norm(dim=1)
+    return float((difference / exact.norm(dim=1)).max())

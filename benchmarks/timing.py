@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
+FEWEST_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def interleaved(
     *,
     warmup: int = 2,
     device: torch.device | None = None,
+    seconds: float = math.inf,
 ) -> Times:
     """Time functions alternately, every second round in reverse order.
 
@@ -87,17 +91,36 @@ def interleaved(
         repeats: rounds that count.
         warmup: rounds before those, which do not count.
         device: a CUDA device to wait for before the clock is read.
+        seconds: after which no further round starts, if there were ``FEWEST_ROUNDS``.
     """
+    start = time.perf_counter()
     order = list(competitors)
     for _ in range(warmup):
         for name in order:
             competitors[name]()
-    seconds: dict[str, list[float]] = {name: [] for name in order}
-    for _ in range(repeats):
+    found: dict[str, list[float]] = {name: [] for name in order}
+    for done in range(repeats):
+        if done >= FEWEST_ROUNDS and time.perf_counter() - start > seconds:
+            break
         for name in order:
-            seconds[name].append(_seconds(competitors[name], device))
+            found[name].append(_seconds(competitors[name], device))
         order.reverse()
-    return Times(seconds)
+    return Times(found)
+
+
+def calls_in(call: Callable[[], object], seconds: float, device: torch.device | None = None) -> int:
+    """Return how many calls fill so many seconds, from the time of one: 1 to 1000."""
+    return max(1, min(1000, round(seconds / max(_seconds(call, device), 1e-6))))
+
+
+def repeated(call: Callable[[], object], count: int) -> Callable[[], None]:
+    """Return a function that calls so many times."""
+
+    def turn() -> None:
+        for _ in range(count):
+            call()
+
+    return turn
 
 
 def _seconds(function: Callable[[], object], device: torch.device | None) -> float:

@@ -85,7 +85,7 @@ def test_times_are_of_one_call_on_all_parameters(monkeypatch):
         for name, size in {"whole": 2000, "part": 125, TRAK: 2000}.items()
     }
     calls = iter([3, 2])
-    monkeypatch.setattr(kernels, "_calls", lambda call, seconds: next(calls))
+    monkeypatch.setattr(kernels, "calls_in", lambda call, seconds: next(calls))
     measured = Times({"whole": [0.3], "part": [0.1], TRAK: [5.0]})
     monkeypatch.setattr(kernels, "interleaved", lambda turns, rounds, warmup: measured)
     times = entry._times(1, 0.3)

@@ -35,6 +35,24 @@ ROWS = {
         Row("ours", {"TRAK / this": Spread(1234.0, 1e3, 2e3), f"this / {GEMM}": ONE}, {}),
         Row("slow", {"TRAK / this": Spread(0.1, 0.05, 0.2), f"this / {GEMM}": 7.0}, {}),
     ],
+    "gpu-overhead": [
+        Row("ResNet18, model in tf32, impl=auto", {"R": Spread(1.2, 1.1, 1.3), "R_floor": ONE}, {}),
+        Row("ViT, model in tf32, impl=triton", {}, {"not timed": "no Triton"}),
+    ],
+    "gpu-kernels": [
+        Row(f"{way}, p = {p}, batch = {batch}", {ratio: share * batch / (batch + 50)}, {})
+        for way, ratio, share in [
+            ("rademacher, cuda, bf16", "of bf16 GEMM", 0.9),
+            ("rademacher, triton, fp32", "of bf16 GEMM", 0.4),
+            ("hadamard, cuda", "read / copy", 0.7),
+        ]
+        for p, batch in [(1000, 8), (1000, 256), (1000, 64), (2000, 64)]
+    ],
+    "gpu-layers": [
+        Row("3x3; fp32; cuda", {"projection / weight gradient": Spread(1.4, 1.3, 1.5)}, {}),
+        Row("3x3; fp32; triton", {}, {"not timed": "no Triton"}),
+    ],
+    "gpu-job": [Row("ResNet18", {"time / target": 0.6, "share of the store": 0.1}, {})],
     "scaling": [
         Row("hadamard, p = 100000", {"time / base": Spread(0.2, 0.1, 0.3)}, {}),
         Row("hadamard, p = 1000000", {"time / base": ONE}, {}),
@@ -93,6 +111,16 @@ def test_a_case_that_is_no_point(tmp_path, capsys):
     path = written("scaling", [Row("nonsense", {"R": 1.0}, {})], tmp_path)
     assert plot.main([str(path)]) == 1
     assert "case 'nonsense' is not a point of scaling: run it again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gpu-overhead", "gpu-kernels", "gpu-job"])
+def test_nothing_timed_is_said_and_the_others_are_drawn(name, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    untimed = written(name, [Row("ours", {}, {"not timed": "no GPU"})], tmp_path)
+    timed = written("overhead", ROWS["overhead"], tmp_path)
+    assert plot.main([str(untimed), str(timed)]) == 1
+    assert "nothing was timed" in capsys.readouterr().err
+    assert timed.with_suffix(".png").exists()
 
 
 def test_missing_matplotlib_is_said(tmp_path, capsys, monkeypatch):
