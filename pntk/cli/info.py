@@ -140,6 +140,7 @@ def _environment_facts(values: dict[str, Any]) -> dict[str, str]:
         facts["CPU levels"] = ", ".join(name + ("" if ok else " (not here)") for name, ok in known)
     compiled = values["cuda_kernels"]
     names = [f"sm_{arch}" for arch in compiled["architectures"]]
+    names = [name.replace("-virtual", " and later (PTX)") for name in names]
     facts["CUDA kernels"] = ", ".join(names) or f"none ({compiled['reason']})"
     for extra, missing in values["extras"].items():
         facts[f"extra [{extra}]"] = (

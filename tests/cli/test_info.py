@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -33,6 +34,25 @@ def test_environment_for_people(invoke, monkeypatch):
     assert "not usable: switched off" in shown
     assert "none (switched off)" in shown
     assert "CPU" in shown
+
+
+def test_cuda_kernels(invoke, monkeypatch):
+    built = types.SimpleNamespace(architectures="80;90a;90-virtual", device_type="cuda")
+    monkeypatch.setattr(info.cuda, "_load", lambda: (built, None))
+    found = json.loads(invoke("info", "--json").stdout)
+    assert found["cuda_kernels"] == {"architectures": ["80", "90a", "90-virtual"], "reason": None}
+    shown = " ".join(invoke("info").stdout.split())
+    assert "CUDA kernels sm_80, sm_90a, sm_90 and later (PTX)" in shown
+    monkeypatch.setattr(info.cuda, "_load", lambda: (None, "pntk._cuda was not built"))
+    shown = " ".join(invoke("info").stdout.split())
+    assert "CUDA kernels none (pntk._cuda was not built)" in shown
+    assert "impl cuda not usable: pntk._cuda was not built" in shown
+
+
+def test_gpus_are_shown_with_their_architecture(monkeypatch):
+    monkeypatch.setattr(info.torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(info.torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
+    assert info._gpu(0) == "NVIDIA H200 (sm_90)"
 
 
 @needs_native
