@@ -145,7 +145,7 @@ def build_cuda(ext: Extension, folder: Path, module: Path) -> None:
         objects = list(pool.map(compile_one, ext.sources))
     kept.write_text(stamp)
     module.parent.mkdir(parents=True, exist_ok=True)
-    run_nvcc("-shared", "-cudart", "static", *objects, "-o", str(module))
+    run_nvcc("-shared", "-cudart", "static", *cuda_targets(archs), *objects, "-o", str(module))
 
 
 def switched(name: str) -> str:

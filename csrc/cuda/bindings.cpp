@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/kernels.h"
@@ -47,6 +48,15 @@ class OnDevice {
   int before_ = 0;
   bool moved_ = false;
 };
+
+// The newest CUDA that the driver serves, and the one that this module was linked with: 1000 major
+// + 10 minor.
+std::pair<int, int> versions() {
+  int driver = 0, runtime = 0;
+  check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+  check(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion");
+  return {driver, runtime};
+}
 
 template <typename T>
 T* at(Address address) {
@@ -182,6 +192,7 @@ PYBIND11_MODULE(_cuda, module) {
   module.attr("architectures") = PNTK_CUDA_ARCHITECTURES;
   module.attr("largest_order") = kLargestOrder;
   module.attr("tile") = kTile;
+  module.def("versions", &versions);
   module.def("bits", &call_bits);
   module.def("mix", &call_mix);
   module.def("products", &call_products);

@@ -38,13 +38,15 @@ struct DenseWgmmaTraits {
   static constexpr int kChunksOfSum = kSumCoordinates<precision> / kCoordinates;
   static constexpr int kShared = kStages * (kTileBytes + kWords * 4) + kSumBytes;
   static_assert(kShared <= 227 * 1024 && kPlaneBytes % kSwizzleBlock == 0);
+  static_assert((1 + kConsumers) * kStages < 16);  // named barriers; 0 is that of __syncthreads
 };
 
 namespace {
 
 #if PNTK_HAS_WGMMA
 
-// Barriers of a stage: full, on which consumers wait, and empty, on which the producer does.
+// Barriers of a stage: empty, on which the producer waits, and full, on which a consumer does: one
+// each, so that one consumer multiplies while the other makes signs.
 template <typename Traits>
 struct Stage {
   int index;
@@ -56,8 +58,10 @@ struct Stage {
         tile(shared + index * Traits::kTileBytes),
         words(reinterpret_cast<std::uint32_t*>(shared + Traits::kStages * Traits::kTileBytes) +
               index * Traits::kWords) {}
-  __device__ __forceinline__ int full() const { return 1 + index; }
-  __device__ __forceinline__ int empty() const { return 1 + Traits::kStages + index; }
+  __device__ __forceinline__ int empty() const { return 1 + index; }
+  __device__ __forceinline__ int full(int consumer) const {
+    return 1 + Traits::kStages * (1 + consumer) + index;
+  }
 };
 
 template <typename Traits>
@@ -78,7 +82,9 @@ __device__ __forceinline__ void produce(const DenseTask& task, unsigned char* sh
     if (chunk + 1 < place.chunks) load(chunk + 1);
     make_words<Traits::kGroups, Traits::kWarpgroup>(
         task, place, (place.chunk + chunk) * Traits::kGroups, stage.words, thread);
-    named_barrier_arrive(stage.full(), Traits::kThreads);
+    PNTK_UNROLL
+    for (int consumer = 0; consumer < Traits::kConsumers; ++consumer)
+      named_barrier_arrive(stage.full(consumer), 2 * Traits::kWarpgroup);
   }
 }
 
@@ -181,7 +187,7 @@ __device__ __forceinline__ void consume(const DenseTask& task, unsigned char* sh
   bool first = true;
   for (std::int64_t chunk = 0; chunk < place.chunks; ++chunk) {
     const Stage<Traits> stage(shared, chunk);
-    named_barrier_sync(stage.full(), Traits::kThreads);
+    named_barrier_sync(stage.full(thread / Traits::kWarpgroup), 2 * Traits::kWarpgroup);
     multiply_chunk<Traits>(d, stage, row, lane);
     if (chunk + Traits::kStages < place.chunks)  // else nobody waits
       named_barrier_arrive(stage.empty(), Traits::kThreads);

@@ -77,8 +77,10 @@ __device__ __forceinline__ void add_tile(const GradientPlan& plan, const Gradien
     load_eight<type>(plan, at, row, column, x);
     butterflies(x, 8);  // ki is no smaller
     const auto to = reinterpret_cast<float4*>(shared + row * T::kStride + column);
-    to[0] = float4{x[0], x[1], x[2], x[3]};
-    to[1] = float4{x[4], x[5], x[6], x[7]};
+    const float4 low{x[0], x[1], x[2], x[3]}, high{x[4], x[5], x[6], x[7]};
+    const int half = column / 32;  // or columns 32 apart would meet in the same banks
+    to[half] = half ? high : low;
+    to[1 - half] = half ? low : high;
   }
   __syncthreads();
   if (t.ki > 8) {

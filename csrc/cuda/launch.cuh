@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -28,9 +29,14 @@ inline dim3 flat_grid(const char* what, std::int64_t blocks) {
 }
 
 #ifndef PNTK_EMULATE
+// How much shared memory a kernel may use is kept with the kernel, not with the launch: another
+// thread that launches it with less would take it away in between.
+inline std::mutex shared_memory_lock;
+
 inline void check(const char* what, cudaError_t code, dim3 grid, dim3 block,
                   std::size_t shared_bytes) {
   if (code == cudaSuccess) return;
+  cudaGetLastError();  // else the next check of anyone finds it again
   throw std::runtime_error(
       std::string(what) + ": " + cudaGetErrorString(code) + " (" + cudaGetErrorName(code) +
       "), launching a grid of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
@@ -49,16 +55,17 @@ void launch(const char* what, void (*kernel)(Params), dim3 grid, dim3 block,
   emulator::run(what, grid, block, shared_bytes, [&] { kernel(params); });
 #else
   const auto function = reinterpret_cast<const void*>(kernel);
-  if (shared_bytes > kSharedByDefault)
+  void* arguments[] = {const_cast<Params*>(&params)};
+  std::unique_lock<std::mutex> locked(shared_memory_lock, std::defer_lock);
+  if (shared_bytes > kSharedByDefault) {
+    locked.lock();
     check(what,
           cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared_bytes)),
           grid, block, shared_bytes);
-  void* arguments[] = {const_cast<Params*>(&params)};
-  const cudaError_t code =
-      cudaLaunchKernel(function, grid, block, arguments, shared_bytes, stream);
-  if (code != cudaSuccess) cudaGetLastError();  // else the next check of anyone finds it again
-  check(what, code, grid, block, shared_bytes);
+  }
+  check(what, cudaLaunchKernel(function, grid, block, arguments, shared_bytes, stream), grid, block,
+        shared_bytes);
 #endif
 }
 

@@ -49,6 +49,38 @@ def _load() -> tuple[Any, str | None]:
     return None, reason
 
 
+def why_not_on(device: torch.device) -> str | None:
+    """Return why the compiled kernels do not run on a GPU, or None where they do."""
+    module = cuda_module()
+    driver, runtime = module.versions()
+    if driver // 1000 < runtime // 1000:
+        return (
+            f"the driver serves CUDA {_version(driver)}, and pntk._cuda was built with "
+            f"{_version(runtime)}: update the driver, or build with an older toolkit"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if any(_runs(arch, capability) for arch in module.architectures.split(";")):
+        return None
+    return (
+        f"pntk._cuda was built for {module.architectures}, and {device} is "
+        f"{capability[0]}{capability[1]}: build with PNTK_CUDA_ARCHS={capability[0]}{capability[1]}"
+    )
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _runs(arch: str, capability: tuple[int, int]) -> bool:
+    """Whether code for ``80``, ``90a`` or ``90-virtual`` runs on a GPU."""
+    number = arch.removesuffix("-virtual")
+    own = number.endswith(("a", "f"))  # instructions of one chip, or of one family
+    major, minor = divmod(int(number.rstrip("af")), 10)
+    if arch.endswith("-virtual") and not own:
+        return (major, minor) <= capability
+    return major == capability[0] and (minor == capability[1] if own else minor <= capability[1])
+
+
 def has_wgmma(device: torch.device) -> bool:
     """Return whether Hopper's own matrix instructions were compiled, and the device has them."""
     module = cuda_module()

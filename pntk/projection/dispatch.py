@@ -96,7 +96,7 @@ def _why_no_gpu(impl: str, device: torch.device) -> str | None:
     if found < OLDEST_GPU:
         name = torch.cuda.get_device_name(device)
         return f"{name} has compute capability {found[0]}.{found[1]}; the kernels need 8.0"
-    return None
+    return cuda.why_not_on(device) if impl == "cuda" else None
 
 
 def resolve_impl(

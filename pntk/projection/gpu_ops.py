@@ -48,6 +48,7 @@ SCHEMAS = {
 }
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_SIZE = 2**31  # of one axis
+MAX_CHANNELS = 2**18  # of a norm: blocks of threads for each four, along an axis of 65,535
 MOST_PASSED = 10_000  # checks to remember
 WORD = 1 << 64
 
@@ -95,6 +96,17 @@ def _in_order(**tensors: Tensor) -> None:
         _require(x.is_contiguous(), name, " is not contiguous; make it so")
 
 
+def _aligned(x: Tensor) -> bool:
+    return x.data_ptr() % 16 == 0
+
+
+def _has_planes(name: str, x: Tensor) -> None:
+    _require(
+        x.dim() == 4 and len(x) in (1, 2), name, f" is {list(x.shape)}; expected 1 or 2 planes"
+    )
+    _require(_aligned(x), name, " does not start at a multiple of 16 bytes; copy it")
+
+
 def _is_order(name: str, order: int, least: int) -> None:
     fits = least <= order <= MAX_ORDER and order & (order - 1) == 0
     _require(fits, f"{name} is ", order, "; expected a power of two, ", least, " to ", MAX_ORDER)
@@ -137,7 +149,7 @@ def _check_mix(x: Tensor, diagonal: Tensor, order: int, y: Tensor, positions_las
     channels = padded(c, max(order, PANEL))
     tail = [channels, padded(t, 8)] if positions_last else [t, channels]
     _is("y", y, [torch.bfloat16], [None, b, *tail])
-    _require(y.shape[0] in (1, 2), "y has ", y.shape[0], " planes; expected 1 or 2")
+    _has_planes("y", y)
     _is("diagonal", diagonal, [torch.float32], [None])
     _require(len(diagonal) >= c, "diagonal has ", len(diagonal), " signs for ", c, " channels")
     _in_order(diagonal=diagonal, y=y)
@@ -173,6 +185,7 @@ def _check_products(
         positions == expected,
         f"the windows have {positions} kernel positions; the parameter's map expects {expected}",
     )
+    _has_planes("left", left)
     planes, b = left.shape[:2]
     shape = [planes, b, padded(rows, PANEL), padded(math.prod(grid), 8)]
     _is("left", left, [torch.bfloat16], shape)
@@ -190,8 +203,8 @@ def _check_gradient(
 ) -> None:
     _, _, k = _map_fits(tiles, signs, shifts, diagonals)
     _is("g", g, FLOATS, [None, None])
-    size, ki = g.shape[1], tiles[4]
-    fits = -(-size // ki) == tiles[0] if tiles[6] else size == math.prod(tiles[:3])
+    size, most = g.shape[1], math.prod(tiles[:3])
+    fits = most - tiles[1] < size <= most if tiles[6] else size == most
     _require(fits, "g has ", size, " numbers, which is not a gradient of tiles ", list(tiles))
     _is("to", to, [torch.float32], [None, len(g), k])
     _in_order(g=g, to=to)
@@ -212,6 +225,7 @@ def _check_lookup(
     )
     _is("ids", ids, [torch.int64], [None, None])
     _is("right", right, [torch.bfloat16], [None, *ids.shape, padded(channels, PANEL)])
+    _has_planes("right", right)
     _is("to", to, [torch.float32], [None, len(ids), k])
     _in_order(ids=ids, right=right, to=to)
 
@@ -242,6 +256,8 @@ def _check_gram(
 
 def _check_norm_sums(delta: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> None:
     _is("delta", delta, FLOATS, [None, None, None])
+    channels = delta.shape[1]
+    _require(channels < MAX_CHANNELS, "delta has ", channels, " channels; expected below 2^18")
     _is("x", x, FLOATS, delta.shape)
     _is("mean", mean, [torch.float32], delta.shape[1:2])
     for name, sums in (("scale", scale), ("shift", shift)):
@@ -289,7 +305,8 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
 def _seen(argument: Any) -> Any:
     """Return all that checks look at."""
     if isinstance(argument, Tensor):
-        return argument.dtype, argument.shape, argument.is_contiguous(), argument.device
+        contiguous = argument.is_contiguous()
+        return argument.dtype, argument.shape, contiguous, argument.device, _aligned(argument)
     return tuple(argument) if isinstance(argument, (list, tuple)) else argument
 
 

@@ -106,6 +106,43 @@ def test_why_not(module, monkeypatch, impl, given, reason):
     assert reason in found
 
 
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        ("80", (8, 0), True),
+        ("80", (8, 9), True),
+        ("86", (8, 0), False),
+        ("80;90a", (9, 0), True),
+        ("90a", (8, 0), False),
+        ("90a", (10, 0), False),
+        ("80;90a", (10, 0), False),
+        ("80;90-virtual", (12, 0), True),
+        ("90a-virtual", (10, 0), False),
+    ],
+)
+def test_code_runs_on_what_it_was_built_for(module, monkeypatch, architectures, capability, runs):
+    module.architectures, module.versions = architectures, lambda: (13000, 13000)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    found = cuda.why_not_on(torch.device("cuda", 0))
+    number = "".join(map(str, capability))
+    wanted = (
+        f"pntk._cuda was built for {architectures}, and cuda:0 is {number}: build with "
+        f"PNTK_CUDA_ARCHS={number}"
+    )
+    assert found == (None if runs else wanted)
+
+
+def test_a_driver_that_is_too_old(module, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    module.versions = lambda: (13000, 13020)
+    assert cuda.why_not_on(torch.device("cuda")) is None
+    module.versions = lambda: (12040, 13000)
+    found = cuda.why_not_on(torch.device("cuda"))
+    assert found.startswith(
+        "the driver serves CUDA 12.4, and pntk._cuda was built with 13.0: update"
+    )
+
+
 def test_why_not_on_other_gpus(module, monkeypatch):
     module.device_type = "cuda"
     assert why_not("cuda", device="cuda:0") == "PyTorch can use no CUDA device here"

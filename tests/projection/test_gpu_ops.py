@@ -1,5 +1,7 @@
 """What the GPU operators refuse, and that torch.compile sees through them; no kernel runs here."""
 
+import math
+
 import pytest
 import torch
 
@@ -19,6 +21,11 @@ def floats(*shape):
 
 def halves(*shape):
     return torch.zeros(shape, dtype=torch.bfloat16)
+
+
+def shifted(*shape):
+    """A tensor that starts two bytes too late."""
+    return halves(math.prod(shape) + 1)[1:].view(shape)
 
 
 def ints(*shape):
@@ -125,7 +132,7 @@ def test_words_are_given_unsigned(launched):
         ("mix", "order", 512, "order is 512; expected a power of two, 1 to 256"),
         ("mix", "diagonal", floats(89), "diagonal has 89 signs for 90 channels"),
         ("mix", "y", halves(2, B, T, 96), r"of shape \[any, 3, 5, 128\]"),
-        ("mix", "y", halves(3, B, T, 128), "y has 3 planes; expected 1 or 2"),
+        ("mix", "y", halves(3, B, T, 128), r"y is \[3, 3, 5, 128\]; expected 1 or 2 planes"),
         ("mix", "positions_last", True, r"of shape \[any, 3, 128, 8\]"),
         ("products", "tiles", TILES[:6], "tiles has 6 numbers; expected 7"),
         ("products", "tiles", [0, *TILES[1:]], r"are \(0, 90, 1\); expected 1 to 2\^31 - 1"),
@@ -140,6 +147,14 @@ def test_words_are_given_unsigned(launched):
         ("products", "size", [1, 1, T - 1], "a window ends at pixel 4 of an axis that has 4"),
         ("products", "windows", [0, 0, 0, 1, 1, 2, *ONE[6:14], T - 1], "2 kernel positions"),
         ("products", "left", halves(2, B, 128, 5), r"left .* expected .*\[2, 3, 128, 8\]"),
+        ("products", "left", halves(3, B, 128, 8), r"left is .*; expected 1 or 2 planes"),
+        (
+            "products",
+            "left",
+            shifted(2, B, 128, 8),
+            "left does not start at a multiple of 16 bytes",
+        ),
+        ("products", "left", halves(3), r"left is \[3\]; expected 1 or 2 planes"),
         ("products", "right", halves(1, B, T, 128), r"right .* expected .*\[2, 3, 5, 128\]"),
         ("products", "to", floats(4, B, K + 1), r"to is .* expected .*\[any, 3, 512\]"),
         ("products", "splits_rows", 3, "to has 4 splits, which are not a multiple of the 3"),
@@ -148,6 +163,7 @@ def test_words_are_given_unsigned(launched):
         ("gradient", "diagonals", floats(175), r"diagonals .* expected .*\[176\]"),
         ("lookup", "ids", ints(B, T), "ids is torch.int32"),
         ("lookup", "right", halves(1, B, T + 1, 128), r"right .* expected .*\[any, 3, 5, 128\]"),
+        ("lookup", "right", halves(3, B, T, 128), r"right is .*; expected 1 or 2 planes"),
         ("lookup", "tiles", [*TILES[:2], 9, *TILES[3:]], "signs is"),
         ("dense", "family", "hadamard", "family is 'hadamard'; expected one of .'rademacher'"),
         ("dense", "precision", "fp8", "precision is 'fp8'; expected one of .'fp32'"),
@@ -158,6 +174,7 @@ def test_words_are_given_unsigned(launched):
         ("gram", "x_scale", floats(5), r"x_scale is .* expected .*\[4\]"),
         ("gram", "out", floats(5, 4).T, "out is not contiguous"),
         ("norm_sums", "x", floats(B, 4, 7), r"x is .* expected .*\[3, 4, 6\]"),
+        ("norm_sums", "delta", floats(1, 2**18, 1), "delta has 262144 channels; expected below"),
         ("norm_sums", "mean", floats(5), r"mean is .* expected .*\[4\]"),
         ("norm_sums", "shift", floats(B, 5), r"shift is .* expected .*\[3, 4\]"),
         ("norm_sums", "scale", floats(4, B).T, "scale is not contiguous"),
@@ -169,6 +186,16 @@ def test_what_does_not_fit_is_refused(launched, name, argument, bad, message):
     with pytest.raises(ConfigError, match=message):
         call(name, {**given, argument: bad})
     assert not launched
+
+
+@pytest.mark.parametrize("size", [64, 97])
+def test_a_vector_fills_its_rows_but_for_the_last(launched, size):
+    given = good()["gradient"] | {"tiles": VECTOR, "signs": ints(16), "shifts": ints(3)}
+    given |= {"diagonals": floats(16 + 32)}
+    call("gradient", given | {"g": floats(B, 65)})
+    assert launched.pop()
+    with pytest.raises(ConfigError, match=f"g has {size} numbers, which is not a gradient"):
+        call("gradient", given | {"g": floats(B, size)})
 
 
 @pytest.mark.parametrize("name", ["products", "lookup"])
