@@ -111,7 +111,7 @@ def cuda_targets(archs: str) -> list[str]:
     """
     options = []
     for arch in archs.split(";"):
-        found = re.fullmatch(r"(\d+[af]?)(-virtual)?", arch)
+        found = re.fullmatch(r"(\d+a?)(-virtual)?", arch)
         if not found:
             raise CompileError(f"PNTK_CUDA_ARCHS holds {arch!r}; expected such as {CUDA_ARCHS}")
         code = "compute" if found[2] else "sm"

@@ -26,7 +26,7 @@ BLOCK_OUTPUTS = 128
 BLOCK_COORDINATES = 64
 BLOCK_COPIED = 1024  # coordinates of one sample, of a program that copies gradients
 WARPS = 8
-WORKSPACE_BYTES = 2**28  # of copied gradients at a time
+WORKSPACE_BYTES = 64 * 2**20  # of copied operands
 NUMBERS = {"fp32": (2, torch.bfloat16), "tf32": (1, torch.float32), "bf16": (1, torch.bfloat16)}
 FAMILIES = ("rademacher", "normal")
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from pntk.kernels.tiling import tile_layout
 from pntk.kernels.variant import Variant
 from pntk.kernels.walsh import flipped, parity
+from pntk.projection.tiles import PANEL, padded
 
-UNIT = 64  # channels, to a multiple of which right is padded
 LARGEST_BLOCK = 64  # the sum of tiles stays in registers
 
 
@@ -93,7 +93,7 @@ def lookup(
     """
     t = tile_layout(tiles)
     b, tokens = ids.shape
-    padded_channels = -(-t.padded_channels // UNIT) * UNIT
+    padded_channels = padded(t.padded_channels, PANEL)
     blocks = block_sizes(t.ko, t.ki)
     parts = t.ko // blocks["BM"] * (t.ki // blocks["BN"])
     if to.numel() == 0:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pntk.kernels.variant import Variant
 from pntk.kernels.walsh import hadamard, parity, transform
+from pntk.projection.tiles import PANEL
 
-BLOCK_CHANNELS = 64  # to which outputs are padded, and the smallest M of wgmma
 # Of few positions, the least that tl.dot takes; otherwise, x and two parts of it stay in registers.
 BLOCK_POSITIONS = (16, 64)
 
@@ -83,13 +83,13 @@ def mix(x: Tensor, diagonal: Tensor, order: int, out: Tensor, positions_last: bo
     if out.numel() == 0:
         return
     bt = BLOCK_POSITIONS[padded_positions > BLOCK_POSITIONS[0]]
-    grid = (b * triton.cdiv(padded_positions, bt), padded_channels // BLOCK_CHANNELS)
+    grid = (b * triton.cdiv(padded_positions, bt), padded_channels // PANEL)
     mix_kernel[grid](
         x, diagonal, out, order**-0.5, c, t,
         padded_positions // 8 if positions_last else padded_positions,
         *x.stride(), out.stride(0), out.stride(1),
         ORDER=order, PARTS=_parts(x.dtype, planes), PLANES=planes, POSITIONS_LAST=positions_last,
-        BC=BLOCK_CHANNELS, BT=bt, num_warps=4, enable_fp_fusion=True,
+        BC=PANEL, BT=bt, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def variants() -> list[Variant]:
         types = {**signature, "x_p": f"*{dtype}"}
         parts = 1 if dtype == "bf16" else planes + 1
         constants = {"ORDER": order, "PARTS": parts, "PLANES": planes, "POSITIONS_LAST": last}
-        constants |= {"BC": BLOCK_CHANNELS, "BT": bt, "x_position": 1}
+        constants |= {"BC": PANEL, "BT": bt, "x_position": 1}
         divisible = ("out_plane", "out_batch")
         divisible += ("x_channel", "x_batch") if even else ()
         found.append(

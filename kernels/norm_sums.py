@@ -21,9 +21,10 @@ def norm_sums_kernel(
     delta_batch, delta_channel, delta_position, x_batch, x_channel, x_position,
     BC: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """BC channels of one sample. Grid: samples, blocks of channels."""
-    sample = tl.program_id(0).to(tl.int64)
-    o_c = tl.program_id(1) * BC + tl.arange(0, BC)
+    """BC channels of one sample. Grid: all of these, channels innermost."""
+    blocks = tl.cdiv(channels, BC)
+    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    o_c = tl.program_id(0) % blocks * BC + tl.arange(0, BC)
     m_c = o_c < channels
     b_mean = tl.load(mean_p + o_c, mask=m_c, other=0.0)[:, None]
     delta_p += sample * delta_batch + o_c.to(tl.int64)[:, None] * delta_channel
@@ -55,7 +56,7 @@ def norm_sums(delta: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tens
     if scale.numel() == 0:
         return
     blocks = BLOCKS["channels" if x.stride(1) == 1 and x.stride(2) != 1 else "positions"]
-    norm_sums_kernel[(n, triton.cdiv(c, blocks["BC"]))](
+    norm_sums_kernel[(n * triton.cdiv(c, blocks["BC"]),)](
         delta, x, mean, scale, shift, c, length, *delta.stride(), *x.stride(), **blocks,
         num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip

@@ -19,8 +19,8 @@ from torch import Tensor
 from pntk.kernels.tiling import tile_layout
 from pntk.kernels.variant import Variant
 from pntk.kernels.walsh import flipped
+from pntk.projection.tiles import PANEL, padded
 
-UNIT = 64  # rows, or channels, that splits are made of
 LARGEST_BLOCK = 64  # a tile and the sum of tiles, both float32, stay in registers
 SMALLEST_BLOCK = 16  # that tl.dot takes
 POSITIONS = (16, 32)  # per chunk: of factors that have no more than 16, and of all others
@@ -165,10 +165,8 @@ def products(
     t = tile_layout(tiles)
     padding, kernel, stride, dilation, grid = (windows[i : i + AXES] for i in range(0, 15, AXES))
     b, positions = left.shape[1], math.prod(grid)
-    padded_rows, padded_channels = (
-        -(-n // UNIT) * UNIT for n in (t.padded_rows, t.padded_channels)
-    )
-    padded_positions = -(-positions // 8) * 8
+    padded_rows, padded_channels = padded(t.padded_rows, PANEL), padded(t.padded_channels, PANEL)
+    padded_positions = padded(positions, 8)
     blocks = block_sizes(t.ko, t.ki)
     parts = max(1, t.ko // blocks["BM"]) * max(1, t.ki // blocks["BN"])
     if not b:
@@ -180,7 +178,7 @@ def products(
         b, positions, padded_positions // 8, padded_rows, padded_channels,
         t.row_blocks, t.channel_blocks, *size, *padding, *kernel, *stride, *dilation, *grid[1:],
         splits_rows, len(to) // splits_rows,
-        KO=t.ko, KI=t.ki, **blocks, BT=bt, UNIT=UNIT,
+        KO=t.ko, KI=t.ki, **blocks, BT=bt, UNIT=PANEL,
         PLANES=len(left), WINDOWS=not plain or list(size) != list(grid), ONE_CHUNK=positions <= bt,
         num_warps=warps(**blocks), num_stages=STAGES, enable_fp_fusion=True,
     )  # fmt: skip
@@ -215,7 +213,7 @@ def variants() -> list[Variant]:
         ("k = 65536", 256, 256, many, False, 2, True),
     ):
         blocks = block_sizes(ko, ki)
-        constants = {"KO": ko, "KI": ki, **blocks, "BT": bt, "UNIT": UNIT}
+        constants = {"KO": ko, "KI": ki, **blocks, "BT": bt, "UNIT": PANEL}
         constants |= {"PLANES": planes, "WINDOWS": windows, "ONE_CHUNK": one_chunk}
         types = dict.fromkeys(set(products_kernel.arg_names) - set(constants), "i32")
         types |= {**pointers, "to_p": "*fp32"}

@@ -5,6 +5,11 @@ Each class derives from ``PntkError`` and from the builtin that a caller would e
 was expected, and the remedy.
 """
 
+import torch
+
+# what torch says where it raises no OutOfMemoryError: on a CPU, in cuBLAS, on Apple's GPUs
+_SAID = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory")
+
 
 class PntkError(Exception):
     """Base class of all errors that pntk raises on purpose."""
@@ -52,3 +57,10 @@ class MissingExtraError(PntkError, ImportError):
 
 class PntkWarning(UserWarning):
     """Something works, but not the way the caller may think."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch says by this error that memory ran out."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)

@@ -17,7 +17,7 @@ from pntk._version import __version__
 from pntk.batch import batch_size as size_of
 from pntk.batch import check_device, plain, take, to_device
 from pntk.compiled import outside_graphs
-from pntk.errors import ConfigError, ModelError
+from pntk.errors import ConfigError, ModelError, is_out_of_memory
 from pntk.gradients.capture import capture
 from pntk.gradients.check import check_alone, check_sum, tolerance
 from pntk.gradients.coverage import Coverage
@@ -26,7 +26,7 @@ from pntk.gradients.plan import Plan, make_plan
 from pntk.gradients.probe import probe
 from pntk.gradients.rules import refuse
 from pntk.loading import Batches
-from pntk.memory import batch_that_fits, is_out_of_memory, out_of_memory, parse_bytes
+from pntk.memory import batch_that_fits, out_of_memory, parse_bytes
 from pntk.naming import (
     ParamFilter,
     canonical,

@@ -13,8 +13,6 @@ from pntk.projection.dispatch import Projector
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
-# what torch says where it raises no OutOfMemoryError: on a CPU, in cuBLAS, on Apple's GPUs
-_SAID = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory")
 
 
 def parse_bytes(size: int | str | None) -> int | None:
@@ -56,13 +54,6 @@ def batch_that_fits(plan: Plan, projector: Projector, count: int, budget: int | 
             "estimate; expected room for one"
         )
     return min(count, room // each)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch says by this error that memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
 
 
 def out_of_memory(

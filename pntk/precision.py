@@ -81,12 +81,17 @@ def _uses_tf32(model: nn.Module, device: torch.device) -> bool:
     """Whether float32 products of a model go through tensor cores, with factors of 11 bits."""
     if torch.cuda.get_device_capability(device) < (8, 0):
         return False
-    if torch.backends.cuda.matmul.allow_tf32:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if _in_tf32(matmul, matmul):
         return True
     convolutions = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
-    return convolutions and _convolutions_in_tf32()
+    return convolutions and _in_tf32(getattr(cudnn, "conv", None), cudnn)
 
 
-def _convolutions_in_tf32() -> bool:
-    conv = getattr(torch.backends.cudnn, "conv", None)  # since torch 2.9
-    return torch.backends.cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32"
+def _in_tf32(backend: Any, before: Any) -> bool:
+    """Whether a backend rounds to TF32; ``before`` says so in PyTorch before 2.9.
+
+    Newer ones refuse to read the old setting where the new one was made.
+    """
+    precision = getattr(backend, "fp32_precision", None)
+    return bool(before.allow_tf32) if precision is None else precision == "tf32"

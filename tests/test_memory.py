@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pntk import FeatureStore, Featurizer
-from pntk.errors import ConfigError, OutOfMemoryError, PntkError
-from pntk.memory import batch_that_fits, is_out_of_memory, out_of_memory, parse_bytes
+from pntk.errors import ConfigError, OutOfMemoryError, PntkError, is_out_of_memory
+from pntk.memory import batch_that_fits, out_of_memory, parse_bytes
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """A model in bfloat16, rows in float32; and how coarsely a model computes."""
 
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -238,7 +240,7 @@ class OnGpu(nn.Sequential):
 )
 def test_arithmetic_of_a_gpu(monkeypatch, layer, capability, products, convolutions, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    settings = SimpleNamespace(matmul=SimpleNamespace(allow_tf32=products))
+    settings = SimpleNamespace(matmul=SimpleNamespace(allow_tf32=products))  # before torch 2.9
     monkeypatch.setattr(torch.backends, "cuda", settings)
     cudnn = SimpleNamespace(conv=SimpleNamespace(fp32_precision=convolutions))
     monkeypatch.setattr(torch.backends, "cudnn", cudnn)
@@ -246,6 +248,31 @@ def test_arithmetic_of_a_gpu(monkeypatch, layer, capability, products, convoluti
     old = SimpleNamespace(allow_tf32=convolutions == "tf32")  # before torch 2.9
     monkeypatch.setattr(torch.backends, "cudnn", old)
     assert arithmetic(OnGpu(layer), PNTK()) == expected
+
+
+SETTINGS = {  # what is set -> whether products and convolutions round to TF32
+    "": (False, True),
+    "torch.backends.cuda.matmul.allow_tf32 = True": (True, True),
+    "torch.set_float32_matmul_precision('high')": (True, True),
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'": (True, True),
+    "torch.backends.fp32_precision = 'tf32'": (True, True),
+    "torch.backends.cudnn.conv.fp32_precision = 'ieee'": (False, False),
+    "torch.backends.cudnn.allow_tf32 = False": (False, False),
+}
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="needs PyTorch 2.9")
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_of_pytorch_itself(setting):
+    script = f"""
+import torch
+from pntk.precision import _in_tf32
+{setting}
+matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+print((_in_tf32(matmul, matmul), _in_tf32(cudnn.conv, cudnn)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == str(SETTINGS[setting]), done.stderr
 
 
 @pytest.mark.gpu

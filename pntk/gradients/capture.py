@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pntk.batch import batch_size, channels_last
-from pntk.errors import ModelError, OutputError
+from pntk.errors import ModelError, OutputError, is_out_of_memory
 from pntk.gradients.hooks import Use, exact, quiet, tapped
 from pntk.gradients.plan import Plan
 from pntk.gradients.rules import Call, Target
-from pntk.memory import is_out_of_memory
 from pntk.outputs import Output, Values, check_values
 from pntk.projection.dispatch import Projector
 

@@ -15,11 +15,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pntk.batch import batch_size, take, tensors, tree_map
-from pntk.errors import PntkWarning
+from pntk.errors import PntkWarning, is_out_of_memory
 from pntk.gradients.hooks import exact, quiet
 from pntk.gradients.ordinary import ordinary_gradients
 from pntk.gradients.plan import Plan
-from pntk.memory import is_out_of_memory
 from pntk.outputs import Output, check_values
 from pntk.precision import lowered_by
 from pntk.projection.dispatch import Projector

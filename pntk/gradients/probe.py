@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from pntk.batch import batch_size, channels_last, repeat_first, take, tensors, tree_map
-from pntk.errors import ModelError
+from pntk.errors import ModelError, is_out_of_memory
 from pntk.gradients.hooks import Use, layout_of, quiet, tapped
 from pntk.gradients.plan import Plan
-from pntk.memory import is_out_of_memory
 from pntk.outputs import Output, check_values
 from pntk.precision import arithmetic
 

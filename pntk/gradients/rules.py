@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pntk.errors import ModelError
 from pntk.projection.dispatch import GPU
-from pntk.projection.gpu import norm_sums as gpu_norm_sums
+from pntk.projection.norms import norm_sums
 from pntk.projection.sketch import Columns, Sketch, Windows
 
 T = TypeVar("T")
@@ -33,8 +33,11 @@ class Target:
     output: int
 
     def gradient(self, gradient: Tensor) -> None:
-        """Add per-sample gradients [b * m, *shape]."""
-        self._add(gradient.shape[0], self.sketch.add_gradient, gradient)
+        """Add per-sample gradients [b * m, *shape]; m consecutive ones are a sample's."""
+        if len(gradient) != len(self.rows):
+            by_sample = gradient.unflatten(0, (len(self.rows), -1))
+            gradient = by_sample.sum(1, dtype=self.sketch.dtype)
+        self.sketch.add_gradient(gradient, self.rows, self.output)
 
     def products(self, rows: Tensor, columns: Columns) -> None:
         """Add products of prepared factors."""
@@ -42,7 +45,8 @@ class Target:
 
     def affine(self, bias: Target | None, rows: Tensor, columns: Columns) -> None:
         """Add products of rows [b * m, O, T] and prepared columns, and their sums for a bias."""
-        if bias is not None and bias.rows is self.rows:  # one pass over the rows
+        whole = len(rows) == len(self.rows)
+        if bias is not None and bias.rows is self.rows and whole:  # one pass over the rows
             self._add(rows.shape[0], partial(self.sketch.add_affine, bias.sketch), rows, columns)
             return
         groups = 1 if columns.windows is None else columns.windows.groups
@@ -290,13 +294,6 @@ def _channel_norm(call: Call, delta: Tensor, targets: dict[str, Target]) -> None
             weight.gradient((delta * normed).sum(2))
     if bias:
         bias.gradient(shift)
-
-
-def norm_sums(impl: str, delta: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Return sums over positions of delta (x - mean), and of delta: [n, C, L] to [n, C]."""
-    if impl in GPU:
-        return gpu_norm_sums(impl, delta, x, mean)
-    return torch.ops.pntk.norm_sums(delta, x, mean)
 
 
 def _running(norm: Any) -> bool:

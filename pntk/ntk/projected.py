@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pntk.errors import ConfigError, StoreError
-from pntk.projection.dispatch import why_not
-from pntk.projection.gpu import gram
+from pntk.projection.dispatch import why_not_gram
+from pntk.projection.gpu_ops import launch
 from pntk.rows import as_rows, check_same_map, check_widths, inverse_norms
 
 TILE = 1024
@@ -105,10 +105,18 @@ def _multiplier(impl: str, dtype: torch.dtype, device: torch.device | str) -> Mu
         return _multiply
     if impl != "triton":
         raise ConfigError(f"impl is {impl!r}; expected 'torch' or 'triton'")
-    reason = why_not(impl, dtype=dtype, device=device)
+    reason = why_not_gram(dtype, device)
     if reason:
         raise ConfigError(f"impl='triton' cannot be used: {reason}; use impl='torch'")
-    return gram
+    return _multiply_on_tensor_cores
+
+
+def _multiply_on_tensor_cores(
+    x: Tensor, y: Tensor, x_scale: Tensor | None, y_scale: Tensor | None
+) -> Tensor:
+    block = x.new_empty(len(x), len(y))
+    launch("gram", "triton", x.contiguous(), y.contiguous(), x_scale, y_scale, block)
+    return block
 
 
 def _multiply(x: Tensor, y: Tensor, x_scale: Tensor | None, y_scale: Tensor | None) -> Tensor:

@@ -74,8 +74,8 @@ def _version(number: int) -> str:
 def _runs(arch: str, capability: tuple[int, int]) -> bool:
     """Whether code for ``80``, ``90a`` or ``90-virtual`` runs on a GPU."""
     number = arch.removesuffix("-virtual")
-    own = number.endswith(("a", "f"))  # instructions of one chip, or of one family
-    major, minor = divmod(int(number.rstrip("af")), 10)
+    own = number.endswith("a")  # instructions of one chip
+    major, minor = divmod(int(number.rstrip("a")), 10)
     if arch.endswith("-virtual") and not own:
         return (major, minor) <= capability
     return major == capability[0] and (minor == capability[1] if own else minor <= capability[1])
@@ -132,7 +132,6 @@ def products(
         "products",
         left,
         list(tiles),
-        0,  # the factors have been multiplied by the diagonals
         *_addresses(shifts, signs, left),
         (b, rows, positions, padded),
         right.data_ptr(),

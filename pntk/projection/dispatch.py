@@ -18,12 +18,13 @@ from torch import Tensor
 from pntk.errors import ConfigError
 from pntk.projection import bits, cuda
 from pntk.projection.dense import DenseSketch, IdentitySketch
+from pntk.projection.dense_gpu import GpuDenseSketch
 from pntk.projection.dense_native import NativeDenseSketch
-from pntk.projection.gpu import GpuDenseSketch, GpuHadamardSketch
 from pntk.projection.gpu_vectors import VectorBatch
 from pntk.projection.hadamard import HadamardSketch
+from pntk.projection.hadamard_gpu import GpuHadamardSketch
 from pntk.projection.hadamard_native import NativeHadamardSketch
-from pntk.projection.selftest import check_kernels
+from pntk.projection.selftest import check_gram, check_kernels
 from pntk.projection.signs import SIGN_CACHE_BYTES, SignCache
 from pntk.projection.sketch import WORKSPACE_BYTES, Sketch
 from pntk.projection.spec import ProjectionSpec
@@ -64,6 +65,22 @@ def why_not(
     if impl == "cuda" and family == "normal":
         return "the CUDA kernels make rademacher and hadamard; impl='triton' makes normal"
     check_kernels(impl, device)
+    return None
+
+
+def why_not_gram(dtype: torch.dtype, device: torch.device | str) -> str | None:
+    """Return why Triton cannot multiply rows [n, k] of a type on a device, or None where it can.
+
+    Raises:
+        KernelError: its kernel gives wrong results there.
+    """
+    device = torch.device(device)
+    reason = _why_no_gpu("triton", device)
+    if reason:
+        return reason
+    if dtype != torch.float32:
+        return f"the kernel multiplies float32, and rows here are {dtype}"
+    check_gram(device)
     return None
 
 
@@ -142,7 +159,8 @@ class Projector:
         dtype: float32 or float64, in which rows are summed.
         device: where gradients are.
         impl: as :func:`resolve_impl` returned it.
-        precision: of the factors on a GPU: ``fp32``, ``tf32`` (dense families) or ``bf16``.
+        precision: of the factors on a GPU: ``fp32`` or ``bf16``; the dense families also have
+            ``tf32``.
         outputs: number of differentiated outputs; the identity gives each its own columns.
         workspace: bytes of temporaries; None for those of :func:`workspace_bytes`.
         cache: bytes of sign tables to keep.

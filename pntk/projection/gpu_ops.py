@@ -1,6 +1,7 @@
 """The GPU kernels as torch operators: one set of them, implemented in CUDA C++ and in Triton.
 
-``impl`` is ``cuda`` or ``triton``. Operators write all of their last argument, whatever was there.
+``impl`` is ``cuda`` or ``triton``, which alone has ``gram`` and ``dense`` of ``normal``. Operators
+write all of what they are to write, whatever was there.
 
 Shapes: b batch, T positions that are summed, N pixels, k = ko * ki.
 
@@ -28,7 +29,7 @@ from torch import Tensor
 from pntk.errors import ConfigError
 from pntk.projection import cuda
 from pntk.projection.signs import GROUP
-from pntk.projection.tiles import MAX_ORDER, PANEL
+from pntk.projection.tiles import MAX_ORDER, PANEL, padded
 
 _MAP = "Tensor diagonals, Tensor signs, Tensor shifts, int[] tiles"
 SCHEMAS = {
@@ -48,7 +49,6 @@ SCHEMAS = {
 }
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_SIZE = 2**31  # of one axis
-MAX_CHANNELS = 2**18  # of a norm: blocks of threads for each four, along an axis of 65,535
 MOST_PASSED = 10_000  # checks to remember
 WORD = 1 << 64
 
@@ -62,11 +62,6 @@ def kernel(impl: str, name: str) -> Callable[..., None]:
     raise ConfigError(
         f"impl is {impl!r}; the GPU operators have 'cuda' and 'triton' (gram has 'triton')"
     )
-
-
-def padded(size: int, multiple: int) -> int:
-    """Return the least multiple that is not below a size."""
-    return -(-size // multiple) * multiple
 
 
 # ---- checks ------------------------------------------------------------------------------------
@@ -256,8 +251,6 @@ def _check_gram(
 
 def _check_norm_sums(delta: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> None:
     _is("delta", delta, FLOATS, [None, None, None])
-    channels = delta.shape[1]
-    _require(channels < MAX_CHANNELS, "delta has ", channels, " channels; expected below 2^18")
     _is("x", x, FLOATS, delta.shape)
     _is("mean", mean, [torch.float32], delta.shape[1:2])
     for name, sums in (("scale", scale), ("shift", shift)):

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from pntk.projection import gpu_ops
+from pntk.projection.gpu_work import add_splits, splits_of
 from pntk.projection.signs import GROUP
 from pntk.projection.sketch import parts
 
 if TYPE_CHECKING:
-    from pntk.projection.gpu import GpuHadamardSketch
+    from pntk.projection.hadamard_gpu import GpuHadamardSketch
 
 LARGEST_TILE = 4096  # numbers that a vector is padded to a multiple of
 WORD_BITS = 32
@@ -117,7 +118,7 @@ class VectorBatch:
 
     def _add(self, long: LongVector, numbers: Tensor, entries: Tensor, out: Tensor) -> None:
         numbers = numbers * long.signs
-        splits = max(1, long.tiles[0] // long.tiles[3] // SPLIT_TILES)
+        splits = splits_of(long.tiles[0] // long.tiles[3], SPLIT_TILES)
         each = 4 * (long.size + splits * out.shape[1])
         for part in parts(len(out), each, self.workspace):
             laid = numbers.new_zeros(len(out[part]), long.size)
@@ -125,7 +126,7 @@ class VectorBatch:
             to = out.new_empty(splits, *out[part].shape)
             maps = (long.diagonals, entries, long.shifts, long.tiles)
             gpu_ops.launch("gradient", self.impl, laid, *maps, to)
-            out[part] += to.sum(0)
+            add_splits(to, out[part])
 
 
 def _odd(bits: Tensor) -> Tensor:

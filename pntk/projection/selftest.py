@@ -8,7 +8,8 @@ that look right.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pntk.errors import KernelError
-from pntk.projection import bits, gpu, ops
+from pntk.errors import KernelError, PntkError, is_out_of_memory
+from pntk.projection import bits, gpu_ops, ops
 from pntk.projection.dense import DenseSketch
+from pntk.projection.dense_gpu import GpuDenseSketch
 from pntk.projection.dense_native import NativeDenseSketch
-from pntk.projection.gpu import GpuDenseSketch, GpuHadamardSketch
 from pntk.projection.hadamard import HadamardSketch
+from pntk.projection.hadamard_gpu import GpuHadamardSketch
 from pntk.projection.hadamard_native import NativeHadamardSketch
+from pntk.projection.norms import norm_sums
 from pntk.projection.sketch import Columns, Sketch, Windows
 from pntk.projection.spec import ProjectionSpec
 
@@ -39,14 +42,56 @@ Case = tuple[tuple[int, ...], Add]
 
 @functools.cache
 def check_kernels(impl: str, device: torch.device) -> None:
-    """Compare bits and rows on small cases of every kernel, once a process and device.
+    """Compare bits and rows on small cases of every kernel of rows, once a process and device.
 
     Args:
         impl: ``cpu``, ``cuda`` or ``triton``.
 
     Raises:
-        KernelError: naming what differs and the remedy.
+        KernelError: naming what differs, or what does not run, and the remedy.
     """
+    with _running(impl, device):
+        _compare_kernels(impl, device)
+
+
+@functools.cache
+def check_gram(device: torch.device) -> None:
+    """Compare a small matrix of products of Triton's ``gram``, once a process and device.
+
+    Raises:
+        KernelError: it is wrong, or does not run.
+    """
+    generator = torch.Generator(CPU).manual_seed(0)
+    x, y, scale = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((70, 90), (40, 90), (40,))
+    )
+    out = torch.empty(70, 40, device=device)
+    with _running("triton", device):
+        given = (each.float().to(device) for each in (x, y))
+        gpu_ops.launch("gram", "triton", *given, None, scale.float().to(device), out)
+        wanted = x @ y.T * scale
+        error = float((out.cpu() - wanted).norm() / wanted.norm())
+        _require("triton", device, "products of rows", error)
+
+
+@contextmanager
+def _running(impl: str, device: torch.device) -> Iterator[None]:
+    """Say which kernels do not run where something but pntk fails: a compiler, a launch."""
+    try:
+        yield
+    except PntkError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise KernelError(
+            f"the {KERNELS[impl]} kernels do not run on {device} ({type(error).__name__}: "
+            f"{error}); {_remedy(impl)}, and report it"
+        ) from error
+
+
+def _compare_kernels(impl: str, device: torch.device) -> None:
     kinds = KINDS[impl]
     require = functools.partial(_require, impl, device)
     words = bits.philox_words_numpy(SEED, 7, 0, 300)
@@ -89,19 +134,18 @@ def check_kernels(impl: str, device: torch.device) -> None:
         require(name, error)
     delta, x = random(SAMPLES, 20, 30), random(SAMPLES, 20, 30)
     mean = x.mean((0, 2))
-    sums = kinds.norm_sums(*(each.float().to(device) for each in (delta, x, mean)))
+    sums = norm_sums(impl, *(each.float().to(device) for each in (delta, x, mean)))
     for found, wanted in zip(sums, (delta * (x - mean[:, None]), delta), strict=True):
         require("norm sums", float((found.cpu() - wanted.sum(2)).norm() / wanted.sum(2).norm()))
 
 
 @dataclass(frozen=True)
 class Kinds:
-    """What one implementation makes: words of ``SEED``'s stream 7, sketches and sums."""
+    """What one implementation makes: words of ``SEED``'s stream 7, and sketches."""
 
     words: Callable[[int, torch.device], np.ndarray]
     hadamard: Callable[..., Sketch]
     dense: Callable[..., Sketch]
-    norm_sums: Callable[..., tuple[Tensor, Tensor]]
     dense_families: tuple[str, ...] = ("rademacher", "normal")
 
 
@@ -123,18 +167,12 @@ def _gpu_kinds(impl: str, *families: str) -> Kinds:
         functools.partial(_gpu_words, impl),
         functools.partial(GpuHadamardSketch, **given),
         functools.partial(GpuDenseSketch, **given),
-        functools.partial(gpu.norm_sums, impl),
         families,
     )
 
 
 KINDS = {
-    "cpu": Kinds(
-        _native_words,
-        NativeHadamardSketch,
-        NativeDenseSketch,
-        lambda *given: torch.ops.pntk.norm_sums(*given),
-    ),
+    "cpu": Kinds(_native_words, NativeHadamardSketch, NativeDenseSketch),
     "cuda": _gpu_kinds("cuda", "rademacher"),
     "triton": _gpu_kinds("triton", "rademacher", "normal"),
 }
@@ -194,13 +232,13 @@ def _error(
 def _require(impl: str, device: torch.device, what: str, error: float) -> None:
     if error < BOUND:
         return
-    if impl == "cpu":
-        where = f"at level {bits.native_module().level()!r}"
-        remedy = "use impl='torch', or set PNTK_CPU_LEVEL=portable"
-    else:
-        where = f"on {device}"
-        remedy = "use impl='torch'" + (" or impl='triton'" if impl == "cuda" else "")
+    where = f"at level {bits.native_module().level()!r}" if impl == "cpu" else f"on {device}"
     raise KernelError(
         f"the {KERNELS[impl]} kernel for {what} is wrong on this machine: relative error "
-        f"{error:.2g} {where}, below {BOUND:.0e} expected; {remedy}, and report it"
+        f"{error:.2g} {where}, below {BOUND:.0e} expected; {_remedy(impl)}, and report it"
     )
+
+
+def _remedy(impl: str) -> str:
+    others = {"cpu": ", or set PNTK_CPU_LEVEL=portable", "cuda": " or impl='triton'"}
+    return "use impl='torch'" + others.get(impl, "")

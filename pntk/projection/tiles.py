@@ -15,6 +15,15 @@ from pntk.projection.spec import MIN_TILE_COLUMNS
 MAX_ORDER, PANEL = 256, 64
 
 
+def padded(size: int, multiple: int) -> int:
+    """Return the least multiple that is not below a size.
+
+    >>> padded(65, 64)
+    128
+    """
+    return -(-size // multiple) * multiple
+
+
 def tile_shape(proj_dim: int) -> tuple[int, int]:
     """Return (ko, ki) with ko * ki = k, both powers of two, ki = 2^ceil(log2(k)/2) >= 8.
 

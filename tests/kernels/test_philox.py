@@ -6,29 +6,13 @@ import torch
 
 from pntk.projection.bits import philox_words_numpy
 
+from ..projection.test_bits import KNOWN_ANSWERS, pair
+
 triton = pytest.importorskip("triton")
 tl = triton.language
 philox = pytest.importorskip("pntk.kernels.philox")
 philox_block = philox.philox_block
 
-# Random123, tests/kat_vectors, philox 4x32 10: counter, key, output, least word first.
-KNOWN_ANSWERS = [
-    (
-        (0x00000000, 0x00000000, 0x00000000, 0x00000000),
-        (0x00000000, 0x00000000),
-        (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8),
-    ),
-    (
-        (0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF),
-        (0xFFFFFFFF, 0xFFFFFFFF),
-        (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
-    ),
-    (
-        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-        (0xA4093822, 0x299F31D0),
-        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-    ),
-]
 N = 64  # blocks
 
 
@@ -54,10 +38,6 @@ def words(seed, stream, first, device):
         blocks, out, *philox.halves(seed), *philox.halves(stream), N=N, enable_fp_fusion=True
     )
     return out.cpu().numpy().view(np.uint32)
-
-
-def pair(low, high):
-    return low | high << 32
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pntk import Featurizer, ntk
-from pntk.projection import ProjectionSpec, cuda, dispatch, gpu_ops, selftest
+from pntk.projection import ProjectionSpec, cuda, gpu_ops, selftest
 from pntk.projection.dispatch import Projector
 from pntk.projection.reference import projection_matrix
 from pntk.projection.sketch import Columns, Windows
@@ -207,6 +207,31 @@ class Net(nn.Module):
         return self.scale * self.head(x.flatten(1))
 
 
+class Parts(nn.Module):
+    """Layers that see several parts of a sample one after another."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 6, 3)
+        self.norm = nn.GroupNorm(2, 6)
+        self.scaled = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):  # [b, 4, 2, 5, 5]
+        x = torch.tanh(self.scaled(self.norm(self.conv(x.flatten(0, 1)))))
+        return self.head(x.mean((2, 3))).unflatten(0, (-1, 4)).sum(1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_layers_that_see_parts_of_samples(impl, device, precision):
+    model, x = Parts().eval(), torch.randn(3, 4, 2, 5, 5)
+    expected = Featurizer(model.double(), proj_dim=64, impl="torch")(x.double())
+    options = {"impl": impl, "precision": precision, "check": precision == "fp32"}
+    rows = Featurizer(model.float().to(device), proj_dim=64, **options)(x.to(device))
+    error = float((rows.cpu().double() - expected).norm() / expected.norm())
+    assert error < (2e-5 if precision == "fp32" else 5e-2)
+
+
 @pytest.mark.parametrize("output", ["pntk", "trace"])
 def test_a_model_from_end_to_end(impl, device, output):
     model = Net().eval()
@@ -241,6 +266,40 @@ def test_a_wrong_kernel_is_named_with_its_remedy(impl, device, monkeypatch):
         selftest.check_kernels.__wrapped__(impl, device)
 
 
+def test_a_kernel_that_does_not_run_is_named_with_its_remedy(impl, device, monkeypatch):
+    def fail(*args):
+        raise OSError("no compiler")
+
+    monkeypatch.setitem(gpu_ops.RUN, "bits", fail)
+    kernels = {"cuda": "compiled CUDA", "triton": "Triton"}[impl]
+    message = rf"the {kernels} kernels do not run on .* \(OSError: no compiler\); use impl='torch'"
+    with pytest.raises(selftest.KernelError, match=message):
+        selftest.check_kernels.__wrapped__(impl, device)
+
+
+def test_memory_that_runs_out_is_not_the_fault_of_kernels(impl, device, monkeypatch):
+    def fail(*args):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(gpu_ops.RUN, "bits", fail)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        selftest.check_kernels.__wrapped__(impl, device)
+
+
+@pytest.mark.skipif(not (HAS_GPU or INTERPRETED), reason="in a process of its own")
+def test_a_wrong_matrix_of_products_is_noticed(device, monkeypatch):
+    selftest.check_gram.__wrapped__(device)
+    right = gpu_ops.RUN["gram"]
+
+    def wrong(*args):
+        right(*args)
+        args[-1][3, 5] += 1
+
+    monkeypatch.setitem(gpu_ops.RUN, "gram", wrong)
+    with pytest.raises(selftest.KernelError, match=r"Triton kernel for products of rows is wrong"):
+        selftest.check_gram.__wrapped__(device)
+
+
 @pytest.mark.skipif(not HAS_GPU, reason="in one process on a GPU only")
 def test_both_prepare_the_same_factors(device):
     x = normal(2, 33, 10).float().to(device)
@@ -252,8 +311,7 @@ def test_both_prepare_the_same_factors(device):
 
 @pytest.mark.skipif(not (HAS_GPU or INTERPRETED), reason="in a process of its own")
 @pytest.mark.parametrize("normalize", [False, True])
-def test_kernel_matrices(device, normalize, monkeypatch):
-    monkeypatch.setattr(dispatch, "check_kernels", lambda *where: None)  # has a test of its own
+def test_kernel_matrices(device, normalize):
     a, b = torch.randn(70, 33), torch.randn(20, 33)
     for other in (None, b):
         found = ntk(a, other, normalize=normalize, device=device, impl="triton", tile=40)

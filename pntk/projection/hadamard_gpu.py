@@ -1,7 +1,4 @@
-"""Sketches by the GPU kernels: what to launch for one parameter, in CUDA C++ or in Triton.
-
-How work is shared out (splits) depends on shapes alone, so that a row is the same in any batch.
-"""
+"""The tile-Hadamard sketch by the GPU kernels: see ``gpu_ops`` for what they take."""
 
 from __future__ import annotations
 
@@ -13,23 +10,19 @@ from torch import Tensor
 
 from pntk.projection import gpu_ops, ops
 from pntk.projection.bits import stream_id
-from pntk.projection.gpu_ops import padded
 from pntk.projection.gpu_vectors import VectorBatch
-from pntk.projection.quantiles import dense_scale
+from pntk.projection.gpu_work import add_splits, as_floats, splits_of
 from pntk.projection.signs import SignCache, TileSigns
 from pntk.projection.sketch import AXES, WORKSPACE_BYTES, Columns, Sketch, Windows, parts
 from pntk.projection.spec import ProjectionSpec
-from pntk.projection.tiles import PANEL, TileLayout
+from pntk.projection.tiles import PANEL, TileLayout, padded
 
-PLANES = {"fp32": 2, "tf32": 2, "bf16": 1}
+PLANES = {"fp32": 2, "bf16": 1}
 # Work of one split, in multiply-adds: some ten microseconds of a multiprocessor, against which
 # writing and adding up its k numbers is little.
 SPLIT_PRODUCTS = 2**24
 SPLIT_PANELS = 16  # panels of 64 x 64 numbers of a gradient
 SPLIT_LOOKUPS = 64  # tokens times column blocks
-SPLIT_COORDINATES = 2**14  # of a dense projection
-MOST_COORDINATES = 2**22  # of a split, whose float32 sums stay near 1e-6
-MOST_SPLITS = 64
 
 
 class GpuHadamardSketch(Sketch):
@@ -79,12 +72,12 @@ class GpuHadamardSketch(Sketch):
             self._vectors.add(self, gradient, out, output)
             return
         panels = -(-t.padded_rows // PANEL) * -(-t.column_blocks * t.ki // PANEL)
-        splits = _splits(panels, SPLIT_PANELS)
+        splits = splits_of(panels, SPLIT_PANELS)
         for part in self._parts(len(gradient), splits, gradient.itemsize * self.size):
-            flat = _floats(gradient[part]).reshape(-1, self.size).contiguous()
+            flat = as_floats(gradient[part]).reshape(-1, self.size).contiguous()
             to = self._partial(splits, len(flat))
             gpu_ops.launch("gradient", self.impl, flat, *self._map(output), to)
-            _add(to, out[part])
+            add_splits(to, out[part])
 
     # ---- on factors --------------------------------------------------------------------------
 
@@ -132,7 +125,7 @@ class GpuHadamardSketch(Sketch):
                 by_rows,
                 to,
             )
-            _add(to, out[part])
+            add_splits(to, out[part])
 
     def add_affine(
         self, bias: Sketch, rows: Tensor, columns: Columns, out: Tensor, output: int = 0
@@ -151,7 +144,7 @@ class GpuHadamardSketch(Sketch):
         columns = math.prod(windows.kernel) * -(-t.padded_channels // PANEL)
         # each panel of 64 x 64 is summed over the positions, rounded up to one tensor-core step
         work = rows * columns * PANEL**2 * padded(math.prod(windows.grid), 16)
-        wanted = _splits(work, SPLIT_PRODUCTS)
+        wanted = splits_of(work, SPLIT_PRODUCTS)
         by_rows = min(max(1, rows // 2), wanted)  # two rows of panels can share what they read
         return by_rows, min(columns, -(-wanted // by_rows))
 
@@ -165,7 +158,7 @@ class GpuHadamardSketch(Sketch):
         positions_last: bool,
     ) -> Tensor:
         y = torch.empty(self.planes, *shape, dtype=torch.bfloat16, device=self.device)
-        gpu_ops.launch("mix", self.impl, _floats(x), diagonal, order, y, positions_last)
+        gpu_ops.launch("mix", self.impl, as_floats(x), diagonal, order, y, positions_last)
         return y.transpose(0, 1)  # samples first, as everywhere
 
     # ---- on look-ups -------------------------------------------------------------------------
@@ -175,7 +168,7 @@ class GpuHadamardSketch(Sketch):
         if t.vector:
             super().add_lookup(ids, delta.to(self.dtype), out, output)
             return
-        splits = min(ids.shape[1], _splits(ids.shape[1] * t.column_blocks, SPLIT_LOOKUPS))
+        splits = min(ids.shape[1], splits_of(ids.shape[1] * t.column_blocks, SPLIT_LOOKUPS))
         each = ids.shape[1] * (2 * self.planes * t.padded_channels + delta.itemsize)
         for part in self._parts(len(ids), splits, each):
             right = self.prepare_columns(Columns(delta[part].transpose(1, 2))).tensor
@@ -188,7 +181,7 @@ class GpuHadamardSketch(Sketch):
                 *self._map(output),
                 to,
             )
-            _add(to, out[part])
+            add_splits(to, out[part])
 
     # ---- what the kernels are given ----------------------------------------------------------
 
@@ -216,79 +209,3 @@ class GpuHadamardSketch(Sketch):
     def _parts(self, batch: int, splits: int, each: int) -> Iterator[slice]:
         """Cut a batch so that partial sums and ``each`` more bytes a sample fit the workspace."""
         return parts(batch, 4 * splits * self.proj_dim + each, self.workspace)
-
-
-class GpuDenseSketch(Sketch):
-    """``rademacher`` and ``normal``, float32 sums; P is made in registers and used at once.
-
-    Args:
-        impl: ``cuda`` (``rademacher``) or ``triton`` (both).
-        precision: of the gradient: ``fp32`` (two bfloat16 numbers), ``tf32`` or ``bf16``.
-    """
-
-    def __init__(
-        self,
-        spec: ProjectionSpec,
-        name: str,
-        shape: tuple[int, ...],
-        *,
-        impl: str,
-        precision: str,
-        dtype: torch.dtype,
-        device: torch.device,
-        workspace: int = WORKSPACE_BYTES,
-    ) -> None:
-        super().__init__(name, shape, dtype=dtype, device=device, workspace=workspace)
-        assert spec.proj_dim is not None
-        self.spec = spec
-        self.impl = impl
-        self.precision = precision
-        self.proj_dim = spec.proj_dim
-
-    def add_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:
-        flat = gradient.reshape(len(gradient), self.size).to(torch.float32).contiguous()
-        stream = stream_id(self.spec.family, self.proj_dim, "entries", output, self.name)
-        splits = _splits(self.size, SPLIT_COORDINATES)
-        splits = max(splits, -(-self.size // MOST_COORDINATES))
-        for part in parts(len(flat), 4 * splits * self.proj_dim, self.workspace):
-            to = torch.empty(splits, len(flat[part]), self.proj_dim, device=self.device)
-            gpu_ops.launch(
-                "dense",
-                self.impl,
-                flat[part],
-                self.spec.family,
-                self.precision,
-                dense_scale(self.spec.family, self.proj_dim),
-                ops.signed(self.spec.seed),
-                ops.signed(stream),
-                to,
-            )
-            _add(to, out[part])
-
-
-def norm_sums(impl: str, delta: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Return sums over positions of delta (x - mean), and of delta: [n, C, L] to float32 [n, C]."""
-    shape = delta.shape[:2]
-    scale, shift = torch.empty(2, *shape, device=delta.device)
-    gpu_ops.launch("norm_sums", impl, _floats(delta), _floats(x), mean, scale, shift)
-    return scale, shift
-
-
-def gram(x: Tensor, y: Tensor, x_scale: Tensor | None, y_scale: Tensor | None) -> Tensor:
-    """Return x y^T, [n, m], of float32 rows [n, k] and [m, k], times a scale of each row."""
-    out = x.new_empty(len(x), len(y))
-    gpu_ops.launch("gram", "triton", x.contiguous(), y.contiguous(), x_scale, y_scale, out)
-    return out
-
-
-def _splits(work: int, each: int) -> int:
-    return min(MOST_SPLITS, max(1, work // each))
-
-
-def _add(to: Tensor, out: Tensor) -> None:
-    out += to[0] if len(to) == 1 else to.sum(0)
-
-
-def _floats(x: Tensor) -> Tensor:
-    """Return a tensor of a type that the kernels read."""
-    return x if x.dtype in gpu_ops.FLOATS else x.float()
