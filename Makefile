@@ -43,8 +43,8 @@ LEVELS := portable avx2 avx512
 RUNTIMES = $(foreach name,asan.so ubsan.so stdc++.so.6,$(shell $(CXX) -print-file-name=lib$(name)))
 sanitize: $(STAMP) ## run the tests of the CPU kernels under the address and undefined sanitizers
 	rm -rf $(SANITIZED)/pntk && mkdir -p $(SANITIZED) && cp -r pntk $(SANITIZED)/pntk
-	rm -f $(SANITIZED)/pntk/_C*
-	PNTK_NATIVE=1 PNTK_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext \
+	rm -f $(SANITIZED)/pntk/_C* $(SANITIZED)/pntk/_cuda*
+	PNTK_NATIVE=1 PNTK_CUDA=0 PNTK_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext \
 		--build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	for level in $(LEVELS); do \
 		echo "sanitized kernels: $$level" && \
@@ -60,7 +60,7 @@ wheel: $(STAMP) ## build a wheel into dist/
 	@ls -l dist
 
 clean: ## remove what was built, .venv excepted
-	rm -rf build dist *.egg-info pntk/_C*.so htmlcov .coverage demo-output
+	rm -rf build dist *.egg-info pntk/_C*.so pntk/_cuda*.so htmlcov .coverage demo-output
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f $(STAMP)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.registry import Check, Options, require
+from benchmarks.sketches import relative_error
 from pntk import Featurizer, ProjectionSpec
 from pntk.models import GPT, MLP, LeNet, ResNet18, ViT
 from pntk.outputs import resolve_output
@@ -152,10 +153,9 @@ def check_rows(case: Case, options: Options) -> Check:
         CheckFailed: they differ.
     """
     loaded = case.load(options)
-    rows = loaded.featurizer()(loaded.batch)[:CHECKED].double()
-    expected = reference_rows(loaded, CHECKED)
-    error = ((rows - expected).norm(dim=1) / expected.norm(dim=1)).max()
-    return require(f"{case.name}: rows against float64 autograd", float(error), BOUND)
+    rows = loaded.featurizer()(loaded.batch)[:CHECKED]
+    error = relative_error(rows, reference_rows(loaded, CHECKED))
+    return require(f"{case.name}: rows against float64 autograd", error, BOUND)
 
 
 def _images(channels: int, size: int, quick_size: int) -> Callable[[int, bool], Tensor]:

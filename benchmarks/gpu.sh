@@ -5,14 +5,16 @@
 #
 # Usage: benchmarks/gpu.sh [FOLDER]
 #
-# FOLDER       where results go: JSON, Markdown, PNG and gpu.log (default benchmarks/results).
-# OUT          if set and no FOLDER is given, the same but few files: gpu.log and gpu-results.tar.gz
-# PYTHON       interpreter that has torch with CUDA (default python3)
-# WHEELS       folder of *.whl to install first, and of fast_jl-*.tar.gz to compile; see README.md
-# LIMIT        seconds for all of it (default 470)
-# DEVICE       cuda, or cpu to see on tiny sizes whether the script itself works
-# STEPS        what to run, of: build test memcheck racecheck measure plot (default all)
-# PNTK_COMMIT  commit to state in the results, where the checkout has no history
+# FOLDER           where results go: JSON, Markdown, PNG and gpu.log (default benchmarks/results).
+# OUT              if set and no FOLDER is given, the same in two files: gpu.log, gpu-results.tar.gz
+# PYTHON           interpreter that has torch with CUDA (default python3)
+# OWN_ENVIRONMENT  if set, install into an environment made for this run, on top of PYTHON's; done
+#                  anyway where PYTHON's cannot be written to
+# WHEELS           folder of *.whl to install first, and of fast_jl-*.tar.gz to compile: README.md
+# LIMIT            seconds for all of it (default 470)
+# DEVICE           cuda, or cpu to see on tiny sizes whether the script itself works
+# STEPS            what to run, of: build test memcheck racecheck measure plot (default all)
+# PNTK_COMMIT      commit to state in the results, where the checkout has no history
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -123,7 +125,7 @@ note machine ok ""
 
 # ---- build -----------------------------------------------------------------------------------
 
-# An environment of its own where the interpreter's cannot be written to: it sees all of that one.
+# An environment that sees all of the interpreter's.
 own_environment() {
     local site
     site=$("$python" -c 'import site; print(site.getsitepackages()[0])')

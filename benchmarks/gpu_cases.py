@@ -18,6 +18,7 @@ from benchmarks.cases import (
     token_log_likelihood,
 )
 from benchmarks.registry import Check, Options, Unavailable, require
+from benchmarks.sketches import relative_error
 from pntk.models import GPT, ViT
 
 
@@ -77,13 +78,10 @@ def check_rows(loaded: Loaded, what: str, impl: str = "auto") -> Check:
         CheckFailed: they differ.
     """
     bound = BOUND
-    rows = loaded.featurizer(impl=impl)(loaded.batch)[:CHECKED].double()
+    rows = loaded.featurizer(impl=impl)(loaded.batch)[:CHECKED]
     expected = reference_rows(dataclasses.replace(loaded, autocast=False), CHECKED)
-    error = _worst(rows, expected)
+    error = relative_error(rows, expected)
     if not error < bound:
-        bound = max(bound, 3 * _worst(reference_rows(loaded, CHECKED, torch.float32), expected))
+        ordinary = reference_rows(loaded, CHECKED, torch.float32)
+        bound = max(bound, 3 * relative_error(ordinary, expected))
     return require(f"{what}: rows against float64 autograd", error, bound)
-
-
-def _worst(rows: Tensor, expected: Tensor) -> float:
-    return float(((rows - expected).norm(dim=1) / expected.norm(dim=1)).max())

@@ -113,13 +113,7 @@ class GpuLayers(Entry):
         require_gpu(options)
         self.k = 64 if options.quick else 4096
         found = gpu_ceilings(options.device, options.quick)
-        self.ceilings = roofline.Ceilings(
-            "measured",
-            found["gemm_bf16_gflops"] * 1e9,
-            found["gemm_tf32_gflops"] * 1e9,
-            found["copy_gbytes"] * 1e9,
-            roofline.H200.lanes,
-        )
+        self.ceilings = roofline.Ceilings.measured("measured", found)
         return [
             self._check(QUICK[0], "torch", "fp32", *QUICK[0].factors(torch.float32, sketches.CPU))
         ]

@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,17 @@ class Ceilings:
     tf32: float
     memory: float
     lanes: float
+
+    @classmethod
+    def measured(cls, name: str, found: dict[str, float]) -> Ceilings:
+        """Return what ``machine.gpu_ceilings`` found; lanes are the vendor's figure."""
+        return cls(
+            name,
+            found["gemm_bf16_gflops"] * 1e9,
+            found["gemm_tf32_gflops"] * 1e9,
+            found["copy_gbytes"] * 1e9,
+            H200.lanes,
+        )
 
 
 # NVIDIA's datasheet for the SXM part (dense rates); lanes = 132 multiprocessors x 128 x 1.98 GHz
@@ -224,18 +235,13 @@ def markdown(ceilings: Ceilings) -> str:
 
 
 def from_result(path: Path) -> Ceilings:
-    """Return the ceilings that a result's JSON holds; lanes are the vendor's figure."""
+    """Return the ceilings that a result's JSON holds."""
     record = json.loads(path.read_text())
     found = record["ceilings"]
     if "gemm_bf16_gflops" not in found:
         raise ValueError(f"{path} holds no ceilings of a GPU")
-    return Ceilings(
-        f"{record['machine']['device']}, measured {record['machine']['date'][:10]}",
-        found["gemm_bf16_gflops"] * 1e9,
-        found["gemm_tf32_gflops"] * 1e9,
-        found["copy_gbytes"] * 1e9,
-        H200.lanes,
-    )
+    machine = record["machine"]
+    return Ceilings.measured(f"{machine['device']}, measured {machine['date'][:10]}", found)
 
 
 def _ms(seconds: float) -> str:
@@ -251,19 +257,8 @@ def _table(rows: Iterator[list[str]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__)
     parser.add_argument("result", nargs="?", type=Path, help="take the ceilings of this JSON file")
-    parser.add_argument("--bf16", type=float, metavar="TFLOP/s")
-    parser.add_argument("--tf32", type=float, metavar="TFLOP/s")
-    parser.add_argument("--memory", type=float, metavar="TB/s")
     given = parser.parse_args()
-    ceilings = from_result(given.result) if given.result else H200
-    chosen = {
-        name: 1e12 * value
-        for name in ("bf16", "tf32", "memory")
-        if (value := getattr(given, name)) is not None
-    }
-    if chosen:
-        ceilings = replace(ceilings, name="chosen ceilings", **chosen)
-    print(markdown(ceilings))
+    print(markdown(from_result(given.result) if given.result else H200))
 
 
 if __name__ == "__main__":

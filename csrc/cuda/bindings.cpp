@@ -1,6 +1,6 @@
-// The extension module pntk._cuda. Pointers come in as integers: pntk/projection/cuda.py has checked
-// the tensors that they belong to. Device guard and stream are here, so that every call launches
-// where its tensors are.
+// The extension module pntk._cuda. Pointers come in as integers: pntk/projection/cuda.py has
+// checked the tensors that they belong to. Device guard and stream are here, so that every call
+// launches where its tensors are.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -72,8 +72,7 @@ void run(void (*kernel)(const Struct&, cudaStream_t), const Struct& arguments, i
 }
 
 // given: rows, channels, positions, ko, ki, per_position, vector
-Tiles tiles_of(const std::vector<std::int64_t>& given, Address diagonals, Address shifts,
-               Address signs) {
+Tiles tiles_of(const std::vector<std::int64_t>& given, Address shifts, Address signs) {
   if (given.size() != 7) throw py::value_error("tiles has not 7 numbers");
   Tiles t{};
   t.rows = given[0], t.channels = given[1], t.positions = given[2];
@@ -89,14 +88,18 @@ Tiles tiles_of(const std::vector<std::int64_t>& given, Address diagonals, Addres
   t.row_blocks = blocks(t.rows, t.ko);
   t.channel_blocks = blocks(t.per_position ? t.channels : t.channels * t.positions, t.ki);
   t.column_blocks = t.channel_blocks * (t.per_position ? t.positions : 1);
-  if (diagonals) {
-    t.row_diagonal = at<const float>(diagonals);
-    t.column_diagonal = t.row_diagonal + t.row_blocks * t.ko;
-  }
   t.rho = at<const std::int32_t>(shifts);
   t.gamma_columns = t.rho + t.column_blocks;
   t.gamma_rows = t.gamma_columns + t.column_blocks;
   t.signs = at<const std::uint32_t>(signs);
+  return t;
+}
+
+Tiles tiles_of(const std::vector<std::int64_t>& given, Address diagonals, Address shifts,
+               Address signs) {
+  Tiles t = tiles_of(given, shifts, signs);
+  t.row_diagonal = at<const float>(diagonals);
+  t.column_diagonal = t.row_diagonal + t.row_blocks * t.ko;
   return t;
 }
 
@@ -120,13 +123,13 @@ void call_mix(Address x, int type, const Sizes& shape, const Sizes& strides, Add
 
 // shape: batch, padded rows, positions, padded positions; windows: padding, kernel, stride,
 // dilation and grid, three numbers each
-void call_products(const std::vector<std::int64_t>& tiles, Address diagonals, Address shifts,
-                   Address signs, Address left, const std::array<std::int64_t, 4>& shape,
-                   Address right, std::int64_t padded_channels, int planes, const Sizes& size,
+void call_products(const std::vector<std::int64_t>& tiles, Address shifts, Address signs,
+                   Address left, const std::array<std::int64_t, 4>& shape, Address right,
+                   std::int64_t padded_channels, int planes, const Sizes& size,
                    const std::array<std::int64_t, 15>& windows, std::int64_t splits_rows,
                    std::int64_t splits_columns, Address to, int device, Address queue) {
   Products p{};
-  p.tiles = tiles_of(tiles, diagonals, shifts, signs);
+  p.tiles = tiles_of(tiles, shifts, signs);
   p.batch = shape[0], p.planes = planes;
   p.left = at<const bf16>(left);
   p.padded_rows = shape[1], p.positions = shape[2], p.padded_positions = shape[3];
@@ -190,8 +193,6 @@ PYBIND11_MODULE(_cuda, module) {
   module.attr("device_type") = "cuda";
 #endif
   module.attr("architectures") = PNTK_CUDA_ARCHITECTURES;
-  module.attr("largest_order") = kLargestOrder;
-  module.attr("tile") = kTile;
   module.def("versions", &versions);
   module.def("bits", &call_bits);
   module.def("mix", &call_mix);

@@ -60,7 +60,7 @@ __device__ __forceinline__ void load_entry_signs(const GradientPlan& plan, const
     const int row = late.row(k) < last ? late.row(k) : last;  // padding: zeros of any sign
     const int gamma = 8 * __ldg(t.gamma_rows + row_block_of(plan, at, late.row(k)));
     const int bit = bit0 + (row << plan.log_ki) + (column ^ gamma);
-    signs[k] = __ldg(words + bit / 32) << (31 - bit % 32) & kSignBit;
+    signs[k] = sign_bit(__ldg(words + bit / 32), bit % 32);
   }
 }
 

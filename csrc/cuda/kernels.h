@@ -13,13 +13,12 @@
 
 namespace pntk::cuda {
 
-using bf16 = std::uint16_t;  // bits of a bfloat16
+// Bits of a bfloat16. Numbers are kept as one (planes = 1), or as the sum of two, hi + lo
+// (planes = 2), which leaves a relative error of 2^-18.
+using bf16 = std::uint16_t;
 
 enum class Type : int { kFloat = 0, kHalf = 1, kBfloat16 = 2 };
 
-// Numbers are kept as one bfloat16 (planes = 1), or as the sum of two, hi + lo (planes = 2), which
-// leaves a relative error of 2^-18.
-constexpr int kMostPlanes = 2;
 // Side of the tiles of the product kernels, to which left and right factors are padded.
 constexpr int kTile = 64;
 // Largest ko and ki that the kernels take.
@@ -31,12 +30,12 @@ struct Tiles {
   int ko, ki;
   std::int64_t row_blocks, channel_blocks, column_blocks;
   bool per_position, vector;
-  const float* row_diagonal;          // [row_blocks * ko]
+  const float* row_diagonal;          // [row_blocks * ko]; Products, after Mix, has neither
   const float* column_diagonal;       // [channel_blocks * ki]
   const std::int32_t* rho;            // [column_blocks]
   const std::int32_t* gamma_columns;  // [column_blocks], in groups of eight
   const std::int32_t* gamma_rows;     // [row_blocks], in groups of eight
-  // Bit n of the entry signs is bit n % 32 of word n / 32; n = (J * row_blocks * ko + row) * ki + c.
+  // Entry sign n is bit n % 32 of word n / 32; n = (J * row_blocks * ko + row) * ki + c.
   const std::uint32_t* signs;
 };
 

@@ -77,7 +77,7 @@ __device__ __forceinline__ void add_token(const Lookup& l, const LookupToken& to
       // all eight are turned where H D is negative
       const std::uint32_t bits = __ldg(signs + row * row_bytes) ^ (0u - (negative & 1u));
       PNTK_UNROLL
-      for (int k = 0; k < 8; ++k) sums[n][k] += flip(x[k], bits << (31 - k) & kSignBit);
+      for (int k = 0; k < 8; ++k) sums[n][k] += flip(x[k], sign_bit(bits, k));
     }
   }
 }

@@ -7,11 +7,14 @@
 
 namespace pntk::cuda {
 
-constexpr std::uint32_t kSignBit = 0x80000000u;
+// Sign n of a word, where a float has its sign: +1 for bit 0, -1 for bit 1.
+__device__ __forceinline__ std::uint32_t sign_bit(std::uint32_t word, int n) {
+  return word << (31 - n) & 0x80000000u;
+}
 
 // x, or -x where the sign bit is set.
-__device__ __forceinline__ float flip(float x, std::uint32_t sign_bit) {
-  return __uint_as_float(__float_as_uint(x) ^ sign_bit);
+__device__ __forceinline__ float flip(float x, std::uint32_t sign) {
+  return __uint_as_float(__float_as_uint(x) ^ sign);
 }
 
 template <Type type>

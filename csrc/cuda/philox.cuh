@@ -28,14 +28,4 @@ __host__ __device__ __forceinline__ uint4 philox_block(std::uint64_t seed, std::
   return {c0, c1, c2, c3};
 }
 
-// Sign n of words in memory: +1 for bit 0, -1 for bit 1.
-__host__ __device__ __forceinline__ float sign(const std::uint32_t* words, std::int64_t n) {
-  return words[n >> 5] >> (n & 31) & 1 ? -1.0f : 1.0f;
-}
-
-// The sign bit of a float, from bit n of a word: XORed to a number, it multiplies by sign n.
-__host__ __device__ __forceinline__ std::uint32_t sign_bit(std::uint32_t word, int n) {
-  return word << (31 - n) & 0x80000000u;
-}
-
 }  // namespace pntk::cuda

@@ -32,6 +32,8 @@ struct ProductTraits {
   // offsets in shared memory: sums, right factors, left factors
   static constexpr int kRight = kSumsBytes, kLeft = kRight + kStages * kRightBytes;
   static_assert(kRight % 1024 == 0 && kLeft % 1024 == 0);
+  // 128 rows are taken only where two left factors do; devices 8.6 and 8.9 give a block 99 KiB
+  static_assert(kLeft + (Rows == kTile ? kStages : 2) * kLeftBytes <= 99 * 1024);
   // Blocks a multiprocessor, which hide each other's barriers: as many as registers and an H100's
   // shared memory hold without spills.
   static constexpr int kBlocks = Planes == 1 && Rows == 64 ? 3 : 2;

@@ -150,7 +150,7 @@ __device__ __forceinline__ void add_signed(const Accumulators& tile,
       PNTK_UNROLL
       for (int e = 0; e < 2; ++e)
         sum[n / 2][q][n % 2 * 2 + e] +=
-            flip(tile[n / 2][q][n % 2 * 2 + e], (mine << (25 - 8 * q - e)) & kSignBit);
+            flip(tile[n / 2][q][n % 2 * 2 + e], sign_bit(mine, 8 * q + 6 + e));
     }
   }
 }

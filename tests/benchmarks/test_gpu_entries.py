@@ -162,13 +162,22 @@ def test_a_wrong_layer_fails(monkeypatch):
 
 
 def test_job(monkeypatch):
+    right, times = gpu_job._store, iter([99.0, 10.0])  # of the warm-up and of the job
+
+    def store(*arguments):
+        right(*arguments)
+        return next(times)
+
     monkeypatch.setattr(gpu_job, "JOBS", [(Run(gpu_cases.RESNET, "tf32"), 15.0)])
+    monkeypatch.setattr(gpu_job, "_store", store)
+    monkeypatch.setattr(gpu_job, "_rows_alone", lambda f, images, batch: len(images) / 5)
     result = run(GpuJob(), QUICK)
     (row,) = result.rows
     assert not result.failures
     assert row.values["images"] == 40
-    assert row.ratios["time / target"] == row.values["seconds"] / 15
-    assert 0 <= row.ratios["share of the store"] < 1
+    assert row.ratios["time / target"] == 10 / 15
+    assert row.values["without a store [s]"] == 8  # 32 images took 6.4 s
+    assert row.ratios["share of the store"] == pytest.approx(0.2)
 
 
 def test_a_job_whose_rows_are_wrong(monkeypatch):
@@ -195,7 +204,7 @@ def test_rows_that_miss_the_bound_are_compared_with_ordinary_fp32(monkeypatch):
     monkeypatch.setattr(gpu_cases, "BOUND", 1e-12)
     assert gpu_cases.check_rows(loaded, "as good as fp32").bound == pytest.approx(0.03)
     monkeypatch.setattr(gpu_cases, "reference_rows", reference_rows)
-    monkeypatch.setattr(gpu_cases, "_worst", lambda rows, expected: math.nan)
+    monkeypatch.setattr(gpu_cases, "relative_error", lambda rows, expected: math.nan)
     with pytest.raises(CheckFailed):
         gpu_cases.check_rows(loaded, "wrong")
 

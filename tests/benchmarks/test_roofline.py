@@ -105,10 +105,10 @@ def test_measured_ceilings_from_a_result(tmp_path, capsys, monkeypatch):
         "ceilings": {"gemm_bf16_gflops": 5e5, "gemm_tf32_gflops": 2e5, "copy_gbytes": 2e3},
     }
     path.write_text(json.dumps(record))
-    monkeypatch.setattr("sys.argv", ["roofline", str(path), "--memory", "3"])
+    monkeypatch.setattr("sys.argv", ["roofline", str(path)])
     roofline.main()
     out = capsys.readouterr().out
-    assert "chosen ceilings: bf16 500 TFLOP/s, TF32 200 TFLOP/s, memory 3.00 TB/s" in out
+    assert "measured 2026-01-02: bf16 500 TFLOP/s, TF32 200 TFLOP/s, memory 2.00 TB/s" in out
     found = roofline.from_result(path)
     assert found.name == "Some GPU, measured 2026-01-02"
     assert math.isclose(found.memory, 2e12)

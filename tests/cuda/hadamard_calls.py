@@ -11,19 +11,15 @@ import torch
 from torch import Tensor
 
 from pntk.projection.bits import philox_words_numpy, stream_id
+from pntk.projection.cuda import TYPES
 from pntk.projection.hadamard import HadamardSketch
 from pntk.projection.signs import TileSigns
 from pntk.projection.sketch import Columns, Windows
 from pntk.projection.spec import ProjectionSpec
-from pntk.projection.tiles import TileLayout
+from pntk.projection.tiles import TileLayout, padded
 
 NAME = "layer.weight"
-TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 CPU = torch.device("cpu")
-
-
-def round_up(n: int, to: int) -> int:
-    return -(-n // to) * to
 
 
 @dataclass
@@ -52,7 +48,8 @@ class Map:
         self.signs = torch.from_numpy(words.view(np.int32).copy())
         sizes = [t.rows, t.channels, t.positions, t.ko, t.ki]
         self.tiles = [*sizes, int(t.per_position), int(t.vector)]
-        self._map = (self.tiles, *(x.data_ptr() for x in (self.diagonals, self.shifts, self.signs)))
+        self._signs = self.shifts.data_ptr(), self.signs.data_ptr()
+        self._map = self.tiles, self.diagonals.data_ptr(), *self._signs
 
     def empty(self, splits: int, batch: int) -> Tensor:
         """Return what a kernel must write whole."""
@@ -80,16 +77,17 @@ class Map:
         to = self.empty(splits[0] * splits[1], rows.shape[0])
         shape = [rows.shape[0], left.shape[2], rows.shape[2], left.shape[3]]
         self.module.products(
-            *self._map,
+            *(self.tiles, *self._signs),
             *(left.data_ptr(), shape, right.data_ptr(), right.shape[3], planes),
-            *(size, window_sizes(windows), *splits, to.data_ptr(), 0, 0),
+            *(size, windows.sizes(), *splits, to.data_ptr(), 0, 0),
         )
         return to.sum(0)
 
     def call_products(self, shape: list[int], size: list[int]) -> None:
         """Call the kernel with sizes that it must refuse before it reads anything."""
         windows = [0] * 3 + [1] * 9 + size
-        self.module.products(*self._map, 0, shape, 0, 64, 1, size, windows, 1, 1, 0, 0, 0)
+        given = self.tiles, *self._signs
+        self.module.products(*given, 0, shape, 0, 64, 1, size, windows, 1, 1, 0, 0, 0)
 
     def lookup(self, ids: Tensor, delta: Tensor, planes: int, splits: int) -> Tensor:
         t = self.layout
@@ -107,7 +105,7 @@ class Map:
 def mix(module: Any, x: Tensor, diagonal: Tensor, order: int, planes: int, *, last: bool) -> Tensor:
     """Return H D x in bfloat16 planes: [planes, b, C, T] if ``last``, or [planes, b, T, C]."""
     b, _, t = x.shape
-    channels, positions = round_up(diagonal.shape[0], 64), round_up(t, 8)
+    channels, positions = padded(diagonal.shape[0], 64), padded(t, 8)
     shape = (planes, b, channels, positions) if last else (planes, b, t, channels)
     y = torch.full(shape, math.nan, dtype=torch.bfloat16)
     module.mix(
@@ -115,15 +113,6 @@ def mix(module: Any, x: Tensor, diagonal: Tensor, order: int, planes: int, *, la
         *(order, channels, positions, last, planes, y.data_ptr(), 0, 0),
     )
     return y
-
-
-def window_sizes(windows: Windows) -> list[int]:
-    """Return padding, kernel, stride, dilation and grid, each of three axes."""
-    missing = 3 - len(windows.kernel)
-    sizes = [0] * missing + list(windows.padding or (0,) * len(windows.kernel))
-    for given in (windows.kernel, windows.stride, windows.dilation, windows.grid):
-        sizes += [1] * missing + list(given)
-    return sizes
 
 
 def error(found: Tensor, expected: Tensor, size: Tensor | None = None) -> float:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from pntk.projection.bits import philox_words_numpy
+from pntk.projection.cuda import PRECISIONS
 
 from .emulated import load, needs_emulator
 
 pytestmark = needs_emulator
-PRECISIONS = {"fp32": 0, "tf32": 1, "bf16": 2}
 BOUNDS = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 3e-3}  # relative to the gradient
 SEED, STREAM = 2**63 + 5, 2**64 - 3
 CASES = [  # b, p, k, splits

@@ -8,9 +8,11 @@ import math
 import pytest
 import torch
 
+from pntk.projection.cuda import TYPES
 from pntk.projection.reference import hadamard_matrix, projection_matrix
 from pntk.projection.sketch import Columns, Windows, scatter_rows
 from pntk.projection.spec import ProjectionSpec
+from pntk.projection.tiles import MAX_ORDER, padded
 
 from . import hadamard_calls as calls
 from .emulated import load, needs_emulator
@@ -65,7 +67,7 @@ def windows_of(shape, image, sizes):
 
 
 @pytest.mark.parametrize("order", [1, 2, 4, 8, 16, 32, 64, 128, 256])
-@pytest.mark.parametrize("dtype", calls.TYPES)
+@pytest.mark.parametrize("dtype", TYPES)
 def test_mix(module, order, dtype):
     for (c, t), layout in itertools.product([(1, 1), (63, 16), (130, 33), (300, 70)], range(3)):
         x = normal(2, c, t, dtype=dtype)
@@ -73,17 +75,17 @@ def test_mix(module, order, dtype):
             x = x.mT.contiguous().mT
         elif layout == 2:
             x = normal(2, 2 * c, 3 * t, dtype=dtype)[:, ::2, ::3]
-        padded = calls.round_up(c, order)
-        diagonal = 1.0 - 2.0 * (normal(padded) > 0)
-        blocks = torch.zeros(2, padded, t, dtype=torch.float64)
+        channels = padded(c, order)
+        diagonal = 1.0 - 2.0 * (normal(channels) > 0)
+        blocks = torch.zeros(2, channels, t, dtype=torch.float64)
         blocks[:, :c] = x.double() * diagonal[:c, None]
         h = torch.from_numpy(hadamard_matrix(order))
-        expected = (h @ blocks.view(2, -1, order, t)).view(2, padded, t)
+        expected = (h @ blocks.view(2, -1, order, t)).view(2, channels, t)
         for last in (True, False):
             y = calls.mix(module, x, diagonal, order, 2, last=last)
             found = y.double().sum(0) if last else y.double().sum(0).mT
             whole = torch.zeros_like(found)  # padding is zeros
-            whole[:, :padded, :t] = expected
+            whole[:, :channels, :t] = expected
             assert (found - whole).abs().max() < 2e-5 * expected.abs().max()
             one = calls.mix(module, x, diagonal, order, 1, last=last)
             assert torch.equal(one[0], y[0])
@@ -126,7 +128,7 @@ def test_convolution(module, proj_dim, shape, image, sizes):
 def test_gradient(module, proj_dim):
     cases = [(2, 3), (63, 65), (130, 9), (33, 128), (9, 63, 3), (65, 9, 2, 2), (40, 3, 3, 1)]
     cases += [(1,), (63,), (1000,), (1, 5, 26)]
-    for shape, dtype in zip(cases, itertools.cycle(calls.TYPES), strict=False):
+    for shape, dtype in zip(cases, itertools.cycle(TYPES), strict=False):
         mapped = Map(module, shape, proj_dim)
         gradient = normal(3, *shape, dtype=dtype)
         expected = torch.zeros(3, proj_dim, dtype=torch.float64)
@@ -191,7 +193,7 @@ def test_rows_do_not_depend_on_the_batch(module, proj_dim):
 def test_the_largest_map(module):
     """k = 65,536: sixteen blocks of 64 x 64 numbers a tile."""
     mapped = Map(module, (300, 270), 2**16)
-    assert (mapped.layout.ko, mapped.layout.ki) == (module.largest_order, module.largest_order)
+    assert (mapped.layout.ko, mapped.layout.ki) == (MAX_ORDER, MAX_ORDER)
     left, right = normal(1, 300, 3), Columns(normal(1, 270, 3))
     expected, size = products_case(mapped, left, right)
     for planes, splits in [(1, (1, 1)), (2, (2, 2))]:

@@ -1,4 +1,4 @@
-"""The kernels' random bits against NumPy, bit for bit: the header compiled for this processor."""
+"""The kernels' random bits against NumPy, bit for bit: the headers compiled for this processor."""
 
 import ctypes
 import random
@@ -9,27 +9,17 @@ import pytest
 from pntk.projection import bits
 from pntk.projection.tiles import TileLayout
 
+from ..projection.test_bits import KNOWN_ANSWERS, pair
 from .emulated import EMULATOR, build, load, needs_emulator
 
 pytestmark = needs_emulator
-KNOWN_ANSWERS = [  # seed, stream, block, words: of Random123's kat_vectors
-    (0, 0, 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-    (2**64 - 1, 2**64 - 1, 2**64 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    (
-        0x299F31D0A4093822,
-        0x0370734413198A2E,
-        0x85A308D3243F6A88,
-        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-    ),
-]
 
 
 @pytest.fixture(scope="module")
 def library():
     loaded = ctypes.CDLL(str(build("signs.so", [EMULATOR / "signs.cpp"])))
     loaded.philox_words.argtypes = [ctypes.c_uint64] * 3 + [ctypes.c_int64, ctypes.c_void_p]
-    loaded.signs_of_words.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p]
-    loaded.signs_by_bits.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+    loaded.signs_of_words.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
     return loaded
 
 
@@ -41,8 +31,9 @@ def words_of(library, seed, stream, start, count):
     return words[skip : skip + count]
 
 
-@pytest.mark.parametrize(("seed", "stream", "block", "expected"), KNOWN_ANSWERS)
-def test_known_answers(library, seed, stream, block, expected):
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_known_answers(library, counter, key, expected):
+    seed, block, stream = pair(*key), pair(*counter[:2]), pair(*counter[2:])
     found = words_of(library, seed, stream, 4 * block, 4)
     assert tuple(found.tolist()) == expected
 
@@ -74,9 +65,7 @@ def test_a_thousand_maps(library):
             np.testing.assert_array_equal(words, expected)
             unpacked = np.unpackbits(expected.astype("<u4").view(np.uint8), bitorder="little")
             signs = np.empty(count, np.float32)
-            library.signs_of_words(words.ctypes.data, 0, count, signs.ctypes.data)
-            np.testing.assert_array_equal(signs, 1.0 - 2.0 * unpacked[:count])
-            library.signs_by_bits(words.ctypes.data, count, signs.ctypes.data)
+            library.signs_of_words(words.ctypes.data, count, signs.ctypes.data)
             np.testing.assert_array_equal(signs, 1.0 - 2.0 * unpacked[:count])
         for role, count in (
             ("row_shift", tiles.column_blocks),

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from pntk.projection.cuda import TYPES
+
 from .emulated import load, needs_emulator
 
 pytestmark = needs_emulator
-TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 ORDERS = {"channels first": (0, 1, 2), "channels last": (0, 2, 1), "batch last": (2, 1, 0)}
 
 

@@ -59,7 +59,7 @@ constexpr std::size_t kStack = 256 * 1024;  // touched only as far as a kernel r
 struct Block {
   std::string kernel;
   uint3 index{};
-  dim3 size, grid;
+  dim3 size;
   int threads = 0, live = 0;
   Group barriers[kBarriers];
   int expected[kBarriers];
@@ -211,7 +211,6 @@ inline Warpgroup& warpgroup() { return block.warpgroups[current->index / kWarpgr
 #define threadIdx (::pntk::cuda::emulator::current->thread)
 #define blockIdx (::pntk::cuda::emulator::block.index)
 #define blockDim (::pntk::cuda::emulator::block.size)
-#define gridDim (::pntk::cuda::emulator::block.grid)
 
 inline void __syncthreads(int line = __builtin_LINE()) {
   ::pntk::cuda::emulator::syncthreads(line);

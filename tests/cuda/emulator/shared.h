@@ -135,7 +135,7 @@ inline void run_block() {
 inline void run(const char* what, dim3 grid, dim3 size, std::size_t shared,
                 std::function<void()> kernel) {
   const std::lock_guard<std::mutex> locked(lock);
-  block.kernel = what, block.size = size, block.grid = grid, block.index = {0, 0, 0};
+  block.kernel = what, block.size = size, block.index = {0, 0, 0};
   block.threads = static_cast<int>(size.x * size.y * size.z);
   if (block.threads % kWarp || block.threads == 0 || block.threads > kMostThreads)
     fail(std::to_string(block.threads) + " threads a block; expected whole warps, up to 1024");

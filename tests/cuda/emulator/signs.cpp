@@ -1,4 +1,5 @@
-// csrc/cuda/philox.cuh as host functions, for tests/cuda/test_signs.py.
+// What makes the kernels' signs, as host functions for tests/cuda/test_signs.py.
+#include "numbers.cuh"
 #include "philox.cuh"
 
 using namespace pntk::cuda;
@@ -13,12 +14,7 @@ extern "C" __attribute__((visibility("default"))) void philox_words(
 }
 
 extern "C" __attribute__((visibility("default"))) void signs_of_words(
-    const std::uint32_t* words, std::int64_t start, std::int64_t count, float* to) {
-  for (std::int64_t i = 0; i < count; ++i) to[i] = sign(words, start + i);
-}
-
-extern "C" __attribute__((visibility("default"))) void signs_by_bits(
     const std::uint32_t* words, std::int64_t count, float* to) {
   for (std::int64_t i = 0; i < count; ++i)
-    to[i] = __uint_as_float(0x3F800000u ^ sign_bit(words[i / 32], static_cast<int>(i % 32)));
+    to[i] = flip(1.0f, sign_bit(words[i / 32], static_cast<int>(i % 32)));
 }

@@ -1,6 +1,8 @@
-// What the lanes of a warp do together: shuffles, votes, ldmatrix and mma.
+// What the lanes of a warp do together: shuffles, ldmatrix and mma.
 // Layouts: PTX ISA, "Warp Level Matrix Multiply-Accumulate Instructions".
 #pragma once
+
+#include <cmath>
 
 #include "shared.h"
 
@@ -49,7 +51,7 @@ inline float toward_zero(double exact) {
   return __uint_as_float(__float_as_uint(nearest) - 1);
 }
 
-// ---- shuffles and votes ------------------------------------------------------------------------
+// ---- shuffles ----------------------------------------------------------------------------------
 
 template <typename T>
 struct Given {
@@ -58,36 +60,19 @@ struct Given {
   T result;
 };
 
-inline int lanes_of(unsigned mask) {
-  if (!(mask >> lane() & 1)) fail("calls with a mask that it is not in");
-  return __builtin_popcount(mask);
-}
-
 template <typename T>
-T shuffle(const char* name, unsigned mask, T value, int from) {
-  Given<T> mine{value, from, value};
-  const int lanes = lanes_of(mask);
-  together(warp(), name, lane(), lanes, mine, [mask](Given<T>* const* all) {
-    for (int i = 0; i < kWarp; ++i) {
-      if (!(mask >> i & 1)) continue;
-      const int source = all[i]->from;
-      if (!(mask >> source & 1)) fail("a shuffle from a lane that is not in the mask");
-      all[i]->result = all[source]->value;
-    }
-  });
-  return mine.result;
-}
-
-inline unsigned ballot(const char* name, unsigned mask, bool vote) {
-  Given<unsigned> mine{vote, 0, 0};
-  const int lanes = lanes_of(mask);
-  together(warp(), name, lane(), lanes, mine, [mask](Given<unsigned>* const* all) {
-    unsigned votes = 0;
-    for (int i = 0; i < kWarp; ++i)
-      if (mask >> i & 1) votes |= all[i]->value << i;
-    for (int i = 0; i < kWarp; ++i)
-      if (mask >> i & 1) all[i]->result = votes;
-  });
+T shuffle_xor(unsigned mask, T value, int bits) {
+  if (!(mask >> lane() & 1)) fail("calls with a mask that it is not in");
+  Given<T> mine{value, lane() ^ bits, value};
+  together(warp(), "__shfl_xor_sync", lane(), __builtin_popcount(mask), mine,
+           [mask](Given<T>* const* all) {
+             for (int i = 0; i < kWarp; ++i) {
+               if (!(mask >> i & 1)) continue;
+               const int source = all[i]->from;
+               if (!(mask >> source & 1)) fail("a shuffle from a lane that is not in the mask");
+               all[i]->result = all[source]->value;
+             }
+           });
   return mine.result;
 }
 
@@ -206,41 +191,7 @@ inline void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b
 
 }  // namespace pntk::cuda::emulator
 
-// width is 32 in all of these.
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int from) {
-  return ::pntk::cuda::emulator::shuffle("__shfl_sync", mask, value, from & 31);
-}
-template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int bits) {
-  const int from = ::pntk::cuda::emulator::lane() ^ bits;
-  return ::pntk::cuda::emulator::shuffle("__shfl_xor_sync", mask, value, from);
-}
-template <typename T>
-T __shfl_down_sync(unsigned mask, T value, unsigned by) {
-  const int lane = ::pntk::cuda::emulator::lane(), from = lane + static_cast<int>(by);
-  return ::pntk::cuda::emulator::shuffle("__shfl_down_sync", mask, value, from < 32 ? from : lane);
-}
-template <typename T>
-T __shfl_up_sync(unsigned mask, T value, unsigned by) {
-  const int lane = ::pntk::cuda::emulator::lane(), from = lane - static_cast<int>(by);
-  return ::pntk::cuda::emulator::shuffle("__shfl_up_sync", mask, value, from >= 0 ? from : lane);
-}
-inline unsigned __ballot_sync(unsigned mask, bool vote) {
-  return ::pntk::cuda::emulator::ballot("__ballot_sync", mask, vote);
-}
-inline bool __any_sync(unsigned mask, bool vote) {
-  return ::pntk::cuda::emulator::ballot("__any_sync", mask, vote) != 0;
-}
-inline bool __all_sync(unsigned mask, bool vote) {
-  return ::pntk::cuda::emulator::ballot("__all_sync", mask, vote) == mask;
-}
-inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) {
-  ::pntk::cuda::emulator::ballot("__syncwarp", mask, false);
-}
-template <typename T>
-T atomicAdd(T* at, T value) {
-  const T before = *at;
-  *at = before + value;
-  return before;
+T __shfl_xor_sync(unsigned mask, T value, int bits) {  // of 32 lanes
+  return ::pntk::cuda::emulator::shuffle_xor(mask, value, bits);
 }
