@@ -93,11 +93,15 @@ def run_nvcc(*arguments: str) -> str:
     """
     compiler = nvcc()
     if compiler is None:
+        home = os.environ.get("CUDA_HOME")
+        where = f"in bin of CUDA_HOME={home}" if home else "on the PATH (and CUDA_HOME is not set)"
         raise CompileError(
-            "the CUDA kernels need nvcc, of CUDA_HOME or on the PATH; install the CUDA toolkit, or "
-            "set PNTK_CUDA=0"
+            f"there is no nvcc {where}; install the CUDA toolkit, or set PNTK_CUDA=0"
         )
-    done = subprocess.run([compiler, *arguments], capture_output=True, text=True)
+    try:
+        done = subprocess.run([compiler, *arguments], capture_output=True, text=True)
+    except OSError as error:
+        raise CompileError(f"{compiler} cannot be run: {error}") from None
     if done.returncode:
         raise CompileError(f"nvcc {' '.join(arguments)}\n{done.stdout}{done.stderr}")
     return done.stdout

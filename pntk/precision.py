@@ -30,8 +30,12 @@ class Autocast(Output):
             return self.output(model, batch)
 
     def lowered(self) -> AbstractContextManager[Any]:
-        """Return the context in which the other output runs."""
-        return torch.autocast(self._device_type, dtype=torch.bfloat16)
+        """Return the context in which the other output runs.
+
+        Without the cache of an autocast around it, which may hold weights in another type, or as
+        they were before.
+        """
+        return torch.autocast(self._device_type, dtype=torch.bfloat16, cache_enabled=False)
 
     def describe(self) -> dict[str, Any]:
         return self.output.describe()

@@ -143,3 +143,11 @@ def test_the_compiler_is_not_imported_for_it():
         "assert before or 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_compiled_layer_among_others():
+    layers = [nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)]
+    x = torch.randn(3, 6)
+    expected = Featurizer(nn.Sequential(*layers), proj_dim=64)(x)
+    compiled = nn.Sequential(torch.compile(layers[0], backend="eager"), *layers[1:])
+    assert torch.equal(Featurizer(compiled, proj_dim=64)(x), expected)

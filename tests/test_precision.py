@@ -250,6 +250,20 @@ def test_arithmetic_of_a_gpu(monkeypatch, layer, capability, products, convoluti
     assert arithmetic(OnGpu(layer), PNTK()) == expected
 
 
+def test_the_cache_of_an_autocast_around_it_is_not_used():
+    net, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(3, 6)
+    expected = Featurizer(net, proj_dim=64, precision="bf16")(x)
+    with torch.autocast("cpu", torch.float16):
+        net(x)
+        assert torch.equal(Featurizer(net, proj_dim=64, precision="bf16")(x), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        net(x)
+        with torch.no_grad():
+            net[0].weight += 1
+        changed = Featurizer(net, proj_dim=64, precision="bf16")(x)
+    assert torch.equal(changed, Featurizer(net, proj_dim=64, precision="bf16")(x))
+
+
 SETTINGS = {  # what is set -> whether products and convolutions round to TF32
     "": (False, True),
     "torch.backends.cuda.matmul.allow_tf32 = True": (True, True),

@@ -193,6 +193,7 @@ PYBIND11_MODULE(_cuda, module) {
   module.attr("device_type") = "cuda";
 #endif
   module.attr("architectures") = PNTK_CUDA_ARCHITECTURES;
+  module.attr("interface") = 1;  // of this file; see pntk/projection/cuda.py
   module.def("versions", &versions);
   module.def("bits", &call_bits);
   module.def("mix", &call_mix);

@@ -23,7 +23,7 @@ from pntk.errors import ConfigError
 from pntk.featurizer import ON_NONFINITE, PRECISIONS, Featurizer
 from pntk.memory import parse_bytes
 from pntk.outputs import OUTPUTS, Output, Trace, resolve_output
-from pntk.projection.dispatch import IMPLEMENTATIONS, resolve_impl
+from pntk.projection.dispatch import IMPLEMENTATIONS
 from pntk.projection.spec import FAMILIES, MAX_SEED, ProjectionSpec
 from pntk.store import FeatureStore
 
@@ -129,7 +129,6 @@ def command(
     """
     spec = ProjectionSpec(projection, proj_dim, seed)
     differentiated = _output(output, probes)
-    resolve_impl(impl)
     parse_bytes(memory_budget)
     before = _rows_there(out, resume)
     network = load_model(model, checkpoint, pick_device(device), keep_mode=keep_mode)

@@ -186,7 +186,7 @@ def _activation_bytes(model: nn.Module, output: Output, batch: Any) -> int:
         if isinstance(result, Tensor):
             total += result.numel() * result.element_size()
 
-    leaves = [module for module in model.modules() if not any(module.children())]
+    leaves = [module for module in model.modules() if next(module.children(), None) is None]
     handles = [module.register_forward_hook(count) for module in leaves]
     try:
         output(model, batch)

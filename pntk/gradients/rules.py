@@ -37,7 +37,7 @@ class Target:
         if len(gradient) != len(self.rows):
             by_sample = gradient.unflatten(0, (len(self.rows), -1))
             gradient = by_sample.sum(1, dtype=self.sketch.dtype)
-        self.sketch.add_gradient(gradient, self.rows, self.output)
+        self.sketch.queue_gradient(gradient, self.rows, self.output)
 
     def products(self, rows: Tensor, columns: Columns) -> None:
         """Add products of prepared factors."""

@@ -20,6 +20,7 @@ from pntk.projection.bits import native_switched_off
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 PRECISIONS = {"fp32": 0, "tf32": 1, "bf16": 2}
 HOPPER = (9, 0)
+INTERFACE = 1  # of csrc/cuda/bindings.cpp; both change together
 
 
 def cuda_module() -> Any:
@@ -37,7 +38,10 @@ def _load() -> tuple[Any, str | None]:
     if native_switched_off():
         return None, "turned off by PNTK_DISABLE_NATIVE=1"
     try:
-        return importlib.import_module("pntk._cuda"), None
+        module = importlib.import_module("pntk._cuda")
+        if getattr(module, "interface", None) != INTERFACE:
+            raise ImportError("it was built for another version of pntk")
+        return module, None
     except ModuleNotFoundError as error:
         if error.name == "pntk._cuda":
             remedy = "install with the CUDA toolkit's nvcc; PNTK_CUDA=1 shows why the build fails"

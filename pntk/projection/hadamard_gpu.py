@@ -68,9 +68,6 @@ class GpuHadamardSketch(Sketch):
 
     def add_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:
         t = self.tiles
-        if self._vectors.takes(self):
-            self._vectors.add(self, gradient, out, output)
-            return
         panels = -(-t.padded_rows // PANEL) * -(-t.column_blocks * t.ki // PANEL)
         splits = splits_of(panels, SPLIT_PANELS)
         for part in self._parts(len(gradient), splits, gradient.itemsize * self.size):
@@ -78,6 +75,12 @@ class GpuHadamardSketch(Sketch):
             to = self._partial(splits, len(flat))
             gpu_ops.launch("gradient", self.impl, flat, *self._map(output), to)
             add_splits(to, out[part])
+
+    def queue_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:
+        if self._vectors.takes(self):
+            self._vectors.add(self, gradient, out, output)
+        else:
+            self.add_gradient(gradient, out, output)
 
     # ---- on factors --------------------------------------------------------------------------
 
@@ -108,6 +111,8 @@ class GpuHadamardSketch(Sketch):
             super().add_products(rows, columns, out, output)
             return
         windows = columns.windows or Windows((1,), (1,), (1,), (columns.tensor.shape[2],))
+        if not math.prod(windows.grid):  # no positions to sum
+            return
         by_rows, by_columns = self._product_splits(windows)
         signs = self.entry_signs(output)
         for part in self._parts(len(rows), by_rows * by_columns, 0):
@@ -135,7 +140,7 @@ class GpuHadamardSketch(Sketch):
             prepared = self.prepare_rows(rows[part], groups)
             some = Columns(columns.tensor[part], columns.windows, columns.image)
             self.add_products(prepared, some, out[part], output)
-        bias.add_gradient(rows.sum(2, dtype=self.dtype), out, output)
+        bias.queue_gradient(rows.sum(2, dtype=self.dtype), out, output)
 
     def _product_splits(self, windows: Windows) -> tuple[int, int]:
         """Return into how many ranges rows, and columns, are cut."""

@@ -119,6 +119,10 @@ class Sketch(ABC):
     def add_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:
         """Add A g for gradients [b, *shape] to ``out`` [b, k]."""
 
+    def queue_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:
+        """Add A g as :meth:`add_gradient` does, but where a projector collects: at the end."""
+        self.add_gradient(gradient, out, output)
+
     def prepare_rows(self, rows: Tensor, groups: int = 1) -> Tensor:
         """Return row factors [b, O, T] as :meth:`add_products` wants them.
 
@@ -135,7 +139,8 @@ class Sketch(ABC):
         """Add A G for G = sum_t rows[:, :, t] columns[:, :, t]^T, prepared as above."""
 
         def gradient(part: slice) -> Tensor:
-            left, right = rows[part], Columns(columns.tensor[part], columns.windows)
+            left = rows[part].to(self.dtype)
+            right = Columns(columns.tensor[part].to(self.dtype), columns.windows)
             groups = 1 if columns.windows is None else columns.windows.groups
             b, o, t = left.shape
             left = left.reshape(b * groups, o // groups, t)
@@ -158,13 +163,13 @@ class Sketch(ABC):
         """
         groups = 1 if columns.windows is None else columns.windows.groups
         self.add_products(self.prepare_rows(rows, groups), columns, out, output)
-        bias.add_gradient(rows.sum(2, dtype=self.dtype), out, output)
+        bias.queue_gradient(rows.sum(2, dtype=self.dtype), out, output)
 
     def add_lookup(self, ids: Tensor, delta: Tensor, out: Tensor, output: int = 0) -> None:
         """Add A G for G[ids[b, t]] += delta[b, t]; ids [b, T] int64, delta [b, T, d]."""
 
         def gradient(part: slice) -> Tensor:
-            return scatter_rows(ids[part], delta[part], self.shape[0])
+            return scatter_rows(ids[part], delta[part].to(self.dtype), self.shape[0])
 
         self._add_in_parts(gradient, ids.shape[0], out, output)
 

@@ -137,6 +137,7 @@ def test_wrong_arguments(refused, toy, more, message):
         (["--batch-size", 0], "Invalid value for '--batch-size'"),
         (["--precision", "fp8"], "'fp8' is not one of fp32, fp64"),
         (["--impl", "tpu"], "'tpu' is not one of"),
+        (["--impl", "triton", "--device", "cpu"], "impl='triton' cannot be used: "),
         (["--checkpoint", "absent.pt"], "does not exist"),
     ],
 )

@@ -57,6 +57,13 @@ def test_built_and_broken(monkeypatch, error):
     assert "reinstall pntk" in cuda.cuda_error()
 
 
+def test_built_for_another_version(monkeypatch):
+    old = types.SimpleNamespace(device_type="cuda", architectures="80")
+    monkeypatch.setattr(cuda.importlib, "import_module", lambda name: old)
+    with pytest.warns(PntkWarning, match=r"it was built for another version of pntk\); reinstall"):
+        assert cuda.cuda_module() is None
+
+
 def test_a_failed_launch_is_an_error_with_a_remedy(module):
     with pytest.raises(
         KernelError, match=r"kernel for bits failed on cpu: bits: an illegal.*use impl='triton'"

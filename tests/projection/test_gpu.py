@@ -166,7 +166,7 @@ def test_vectors_are_added_together(impl, device, k):
         ):
             for name, shape in shapes.items():
                 gradient = normal(len(rows[place][part]), *shape)
-                projector.sketch(name).add_gradient(
+                projector.sketch(name).queue_gradient(
                     gradient.float().to(device), rows[place][part], output
                 )
                 matrix = torch.from_numpy(projection_matrix(spec, name, shape, output))
@@ -230,6 +230,45 @@ def test_layers_that_see_parts_of_samples(impl, device, precision):
     rows = Featurizer(model.float().to(device), proj_dim=64, **options)(x.to(device))
     error = float((rows.cpu().double() - expected).norm() / expected.norm())
     assert error < (2e-5 if precision == "fp32" else 5e-2)
+
+
+class OneRow(nn.Module):
+    """A weight of one output, which is cut as a vector is, and parts of samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(2, 1, 3)
+        self.up = nn.ConvTranspose1d(1, 3, 2, bias=False)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):  # [b, 4, 2, 6]
+        x = self.up(torch.tanh(self.conv(x.flatten(0, 1))))
+        return self.head(torch.tanh(x).mean(2)).unflatten(0, (-1, 4)).sum(1)
+
+
+@pytest.mark.parametrize("projection", ["hadamard", "rademacher"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_of_one_output_that_see_parts_of_samples(impl, device, precision, projection):
+    model, x = OneRow().eval(), torch.randn(3, 4, 2, 6)
+    options = {"projection": projection, "proj_dim": 64, "check": precision == "fp32"}
+    expected = Featurizer(model.double(), impl="torch", **options)(x.double())
+    options |= {"impl": impl, "precision": precision}
+    rows = Featurizer(model.float().to(device), **options)(x.to(device))
+    error = float((rows.cpu().double() - expected).norm() / expected.norm())
+    assert error < (2e-5 if precision == "fp32" else 5e-2)
+
+
+def test_layers_without_positions_add_nothing(impl, device):
+    sketch = sketch_of((70, 33), impl, device)
+    rows = torch.zeros(3, 512, device=device)
+    columns = sketch.prepare_columns(Columns(torch.zeros(3, 33, 0, device=device)))
+    sketch.add_products(sketch.prepare_rows(torch.zeros(3, 70, 0, device=device)), columns, rows)
+    sketch.add_lookup(
+        torch.zeros(3, 0, dtype=torch.int64, device=device),
+        torch.zeros(3, 0, 33, device=device),
+        rows,
+    )
+    assert not rows.any()
 
 
 @pytest.mark.parametrize("output", ["pntk", "trace"])
