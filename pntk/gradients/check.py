@@ -18,10 +18,10 @@ from pntk.outputs import Output
 from pntk.precision import arithmetic
 from pntk.projection.dispatch import Projector
 
-# a tie that rounding decides (a maximum, a zero of ReLU) moves a row by more than the rounding
 # of all rows together, which a parameter's share is never taken to be below: where large terms
 # cancel, as in front of a norm, nothing is left but rounding
 FLOOR = 1e-3
+# a tie that rounding decides (a maximum, a zero of ReLU) moves a row by more than the rounding
 TOLERANCES = {"fp64": 1e-9, "fp32": 1e-3, "tf32": 2e-2, "half": 5e-2}
 
 
