@@ -121,6 +121,16 @@ def test_words_are_given_unsigned(launched):
     assert launched[0][1][0] == 2**64 - 1 == ops.signed(-1) % 2**64
 
 
+@pytest.mark.parametrize("name", ["bits", "dense"])
+def test_what_differs_in_its_stream_alone_is_checked_once(launched, monkeypatch, name):
+    checked = []
+    monkeypatch.setattr(gpu_ops, f"_check_{name}", lambda *args: checked.append(args))
+    run = gpu_ops._run(name)
+    for stream in range(3):
+        run("triton", *(good()[name] | {"stream": stream}).values())
+    assert len(checked) == 1 and len(launched) == 3
+
+
 @pytest.mark.parametrize(
     ("name", "argument", "bad", "message"),
     [
