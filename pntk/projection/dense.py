@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pntk.projection import bits
 from pntk.projection.quantiles import NORMAL_TABLE, dense_scale
-from pntk.projection.sketch import WORKSPACE_BYTES, Sketch, pad_last
+from pntk.projection.sketch import WORKSPACE_BYTES, Sketch, SpecSketch, pad_last
 from pntk.projection.spec import ProjectionSpec
 
 # coordinates that share one 32-bit word of an output dimension: 32 signs, or 4 table indices
@@ -16,7 +16,7 @@ ONE = 0x3F800000  # 1.0 in float32
 CACHE_BYTES = 4 * 2**20  # of P at a time, so that it is used while in cache
 
 
-class DenseSketch(Sketch):
+class DenseSketch(SpecSketch):
     """``rademacher`` and ``normal``: phi = P g, E[P^T P] = identity.
 
     Entry (j, i) comes from word (i // per_word) * k4 + j of the parameter's stream, k4 = k rounded
@@ -34,13 +34,10 @@ class DenseSketch(Sketch):
         device: torch.device,
         workspace: int = WORKSPACE_BYTES,
     ) -> None:
-        super().__init__(name, shape, dtype=dtype, device=device, workspace=workspace)
-        assert spec.proj_dim is not None
-        self.spec = spec
-        self.proj_dim = spec.proj_dim
-        self.padded_dim = -(-spec.proj_dim // 4) * 4
+        super().__init__(spec, name, shape, dtype=dtype, device=device, workspace=workspace)
+        self.padded_dim = -(-self.proj_dim // 4) * 4
         self.per_word = PER_WORD[spec.family]
-        self._scale = dense_scale(spec.family, spec.proj_dim)
+        self._scale = dense_scale(spec.family, self.proj_dim)
         self._table = torch.from_numpy(NORMAL_TABLE).to(device=device, dtype=dtype)
 
     def add_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:
@@ -59,9 +56,8 @@ class DenseSketch(Sketch):
 
     def _entries(self, start: int, stop: int, output: int) -> Tensor:
         """Return unscaled P^T [(stop - start) * per_word, k4] for these rows of words."""
-        stream = bits.stream_id(self.spec.family, self.proj_dim, "entries", output, self.name)
         first, count = start * self.padded_dim, (stop - start) * self.padded_dim
-        words = bits.words(self.spec.seed, stream, first, count, self.device)
+        words = bits.words(self.spec.seed, self.stream(output), first, count, self.device)
         words = words.view(-1, 1, self.padded_dim)
         if self.spec.family == "rademacher":
             # bit i goes to the sign of the float 1.0

@@ -6,17 +6,16 @@ import torch
 from torch import Tensor
 
 from pntk.projection import gpu_ops, ops
-from pntk.projection.bits import stream_id
 from pntk.projection.gpu_work import add_splits, splits_of
 from pntk.projection.quantiles import dense_scale
-from pntk.projection.sketch import WORKSPACE_BYTES, Sketch, parts
+from pntk.projection.sketch import WORKSPACE_BYTES, SpecSketch, parts
 from pntk.projection.spec import ProjectionSpec
 
 SPLIT_COORDINATES = 2**14
 MOST_COORDINATES = 2**22  # of a split, whose float32 sums stay near 1e-6
 
 
-class GpuDenseSketch(Sketch):
+class GpuDenseSketch(SpecSketch):
     """``rademacher`` and ``normal``, float32 sums; P is made in registers and used at once.
 
     Args:
@@ -36,16 +35,12 @@ class GpuDenseSketch(Sketch):
         device: torch.device,
         workspace: int = WORKSPACE_BYTES,
     ) -> None:
-        super().__init__(name, shape, dtype=dtype, device=device, workspace=workspace)
-        assert spec.proj_dim is not None
-        self.spec = spec
+        super().__init__(spec, name, shape, dtype=dtype, device=device, workspace=workspace)
         self.impl = impl
         self.precision = precision
-        self.proj_dim = spec.proj_dim
 
     def add_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:
         flat = gradient.reshape(len(gradient), self.size).to(torch.float32).contiguous()
-        stream = stream_id(self.spec.family, self.proj_dim, "entries", output, self.name)
         splits = splits_of(self.size, SPLIT_COORDINATES)
         splits = max(splits, -(-self.size // MOST_COORDINATES))
         for part in parts(len(flat), 4 * splits * self.proj_dim, self.workspace):
@@ -58,7 +53,7 @@ class GpuDenseSketch(Sketch):
                 self.precision,
                 dense_scale(self.spec.family, self.proj_dim),
                 ops.signed(self.spec.seed),
-                ops.signed(stream),
+                ops.signed(self.stream(output)),
                 to,
             )
             add_splits(to, out[part])

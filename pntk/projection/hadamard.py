@@ -18,7 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pntk.projection.signs import GROUP, SignCache, TileSigns
-from pntk.projection.sketch import WORKSPACE_BYTES, Columns, Sketch, pad_last, parts, scatter_rows
+from pntk.projection.sketch import (
+    WORKSPACE_BYTES,
+    Columns,
+    SpecSketch,
+    pad_last,
+    parts,
+    scatter_rows,
+)
 from pntk.projection.spec import ProjectionSpec
 from pntk.projection.tiles import TileLayout
 
@@ -30,7 +37,7 @@ DENSE_LOOKUP = 8
 MOVE_COST = 8
 
 
-class HadamardSketch(Sketch):
+class HadamardSketch(SpecSketch):
     """Tile-Hadamard sketch of one parameter; see :class:`~pntk.projection.sketch.Sketch`."""
 
     def __init__(
@@ -44,9 +51,8 @@ class HadamardSketch(Sketch):
         workspace: int = WORKSPACE_BYTES,
         cache: SignCache | None = None,
     ) -> None:
-        super().__init__(name, shape, dtype=dtype, device=device, workspace=workspace)
-        assert spec.proj_dim is not None
-        self.tiles = t = TileLayout.of(shape, spec.proj_dim)
+        super().__init__(spec, name, shape, dtype=dtype, device=device, workspace=workspace)
+        self.tiles = t = TileLayout.of(shape, self.proj_dim)
         self.signs = TileSigns(
             spec, name, t, dtype=dtype, device=device, cache=cache or SignCache()
         )

@@ -8,12 +8,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pntk.errors import ConfigError
 from pntk.projection import gpu_ops, ops
-from pntk.projection.bits import stream_id
 from pntk.projection.gpu_vectors import VectorBatch
 from pntk.projection.gpu_work import add_splits, as_floats, splits_of
 from pntk.projection.signs import SignCache, TileSigns
-from pntk.projection.sketch import AXES, WORKSPACE_BYTES, Columns, Sketch, Windows, parts
+from pntk.projection.sketch import (
+    AXES,
+    WORKSPACE_BYTES,
+    Columns,
+    Sketch,
+    SpecSketch,
+    Windows,
+    parts,
+)
 from pntk.projection.spec import ProjectionSpec
 from pntk.projection.tiles import PANEL, TileLayout, padded
 
@@ -25,7 +33,7 @@ SPLIT_PANELS = 16  # panels of 64 x 64 numbers of a gradient
 SPLIT_LOOKUPS = 64  # tokens times column blocks
 
 
-class GpuHadamardSketch(Sketch):
+class GpuHadamardSketch(SpecSketch):
     """Tile-Hadamard sketch of one parameter, float32 sums; see ``HadamardSketch``.
 
     Args:
@@ -48,19 +56,17 @@ class GpuHadamardSketch(Sketch):
         cache: SignCache | None = None,
         vectors: VectorBatch | None = None,
     ) -> None:
-        super().__init__(name, shape, dtype=dtype, device=device, workspace=workspace)
-        assert spec.proj_dim is not None
-        self.spec = spec
+        super().__init__(spec, name, shape, dtype=dtype, device=device, workspace=workspace)
+        if precision not in PLANES:
+            known = " or ".join(PLANES)
+            raise ConfigError(f"precision is {precision!r}; hadamard on a GPU has {known}")
         self.impl = impl
         self.planes = PLANES[precision]
-        self.proj_dim = spec.proj_dim
-        self.tiles = t = TileLayout.of(shape, spec.proj_dim)
-        signs = TileSigns(spec, name, t, dtype=torch.float32, device=device)
-        shifts = signs.rho + [g ^ signs.base for g in signs.gamma_columns + signs.gamma_rows]
+        self.tiles = TileLayout.of(shape, self.proj_dim)
+        signs = TileSigns(spec, name, self.tiles, dtype=torch.float32, device=device)
         self.row_diagonal, self.column_diagonal = signs.row_diagonal, signs.column_diagonal
-        self._diagonals = torch.cat([self.row_diagonal, self.column_diagonal])
-        self.shifts = torch.tensor(shifts, dtype=torch.int32, device=device)
-        self._sizes = [t.rows, t.channels, t.positions, t.ko, t.ki, t.per_position, t.vector]
+        self._diagonals, self.shifts = signs.diagonals, signs.shifts
+        self._sizes = self.tiles.numbers
         self._cache = cache or SignCache()
         self._vectors = vectors or VectorBatch(impl, workspace)
 
@@ -199,10 +205,9 @@ class GpuHadamardSketch(Sketch):
         count = -(-t.column_blocks * t.padded_rows * t.ki // 32)
 
         def make() -> Tensor:
-            stream = stream_id(self.spec.family, self.proj_dim, "entries", output, self.name)
             words = torch.empty(count, dtype=torch.int32, device=self.device)
-            seed = ops.signed(self.spec.seed)
-            gpu_ops.launch("bits", self.impl, seed, ops.signed(stream), words)
+            seed, stream = ops.signed(self.spec.seed), ops.signed(self.stream(output))
+            gpu_ops.launch("bits", self.impl, seed, stream, words)
             return words
 
         kept = self._cache.get((self.name, output), 4 * count, make)

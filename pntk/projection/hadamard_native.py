@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from pntk.projection import ops
-from pntk.projection.bits import stream_id
 from pntk.projection.signs import TileSigns
-from pntk.projection.sketch import AXES, WORKSPACE_BYTES, Columns, Sketch, Windows
+from pntk.projection.sketch import AXES, WORKSPACE_BYTES, Columns, Sketch, SpecSketch, Windows
 from pntk.projection.spec import ProjectionSpec
 from pntk.projection.tiles import TileLayout
 
 
-class NativeHadamardSketch(Sketch):
+class NativeHadamardSketch(SpecSketch):
     """Tile-Hadamard sketch of one parameter, float32 on the CPU; see ``HadamardSketch``."""
 
     def __init__(
@@ -32,23 +31,13 @@ class NativeHadamardSketch(Sketch):
         device: torch.device,
         workspace: int = WORKSPACE_BYTES,
     ) -> None:
-        super().__init__(name, shape, dtype=dtype, device=device, workspace=workspace)
-        assert spec.proj_dim is not None
-        self.spec = spec
-        self.proj_dim = spec.proj_dim
-        self.tiles = t = TileLayout.of(shape, spec.proj_dim)
-        signs = TileSigns(spec, name, t, dtype=dtype, device=device)
-        sizes = [t.rows, t.channels, t.positions, t.ko, t.ki, int(t.per_position), int(t.vector)]
-        shifts = signs.rho + [g ^ signs.base for g in signs.gamma_columns + signs.gamma_rows]
-        self._map = (
-            torch.cat([signs.row_diagonal, signs.column_diagonal]),
-            torch.tensor(shifts, dtype=torch.int32, device=device),
-            sizes,
-        )
+        super().__init__(spec, name, shape, dtype=dtype, device=device, workspace=workspace)
+        self.tiles = TileLayout.of(shape, self.proj_dim)
+        signs = TileSigns(spec, name, self.tiles, dtype=dtype, device=device)
+        self._map = signs.diagonals, signs.shifts, self.tiles.numbers
 
     def _stream(self, output: int) -> tuple[int, int]:
-        stream = stream_id(self.spec.family, self.proj_dim, "entries", output, self.name)
-        return ops.signed(self.spec.seed), ops.signed(stream)
+        return ops.signed(self.spec.seed), ops.signed(self.stream(output))
 
     def add_gradient(self, gradient: Tensor, out: Tensor, output: int = 0) -> None:
         flat = gradient.reshape(gradient.shape[0], self.size).to(self.dtype).contiguous()

@@ -67,6 +67,17 @@ class TileSigns:
         self.gamma_rows = [gamma ^ self.base for gamma in gamma_rows]
         self.gamma_columns = [gamma ^ self.base for gamma in gamma_columns]
 
+    @property
+    def diagonals(self) -> Tensor:
+        """The diagonals one after the other, as compiled kernels take them."""
+        return torch.cat([self.row_diagonal, self.column_diagonal])
+
+    @property
+    def shifts(self) -> Tensor:
+        """Int32: rho, gamma of the columns, gamma of the rows, not relative to ``base``."""
+        gammas = [gamma ^ self.base for gamma in self.gamma_columns + self.gamma_rows]
+        return torch.tensor(self.rho + gammas, dtype=torch.int32, device=self._device)
+
     def entries(self, output: int, column_block: int, rows: slice) -> Tensor:
         """Return S_J [rows, ki] of one column block."""
         t = self._tiles

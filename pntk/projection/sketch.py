@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pntk.projection.bits import stream_id
+from pntk.projection.spec import ProjectionSpec
+
 WORKSPACE_BYTES = 64 * 2**20
 AXES = 3  # that kernels give every convolution
 
@@ -179,6 +182,33 @@ class Sketch(ABC):
         for part in parts(batch, self.size * self.dtype.itemsize, self.workspace):
             shaped = gradient(part).reshape(-1, *self.shape)
             self.add_gradient(shaped, out[part], output)
+
+
+class SpecSketch(Sketch):
+    """A sketch whose map a ProjectionSpec with a width names: all but the identity's.
+
+    Args:
+        spec: family, k and seed.
+    """
+
+    def __init__(
+        self,
+        spec: ProjectionSpec,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        workspace: int = WORKSPACE_BYTES,
+    ) -> None:
+        super().__init__(name, shape, dtype=dtype, device=device, workspace=workspace)
+        assert spec.proj_dim is not None
+        self.spec = spec
+        self.proj_dim = spec.proj_dim
+
+    def stream(self, output: int) -> int:
+        """Return the stream of the entries of an output's map."""
+        return stream_id(self.spec.family, self.proj_dim, "entries", output, self.name)
 
 
 def scatter_rows(ids: Tensor, delta: Tensor, rows: int) -> Tensor:

@@ -65,6 +65,12 @@ class TileLayout:
         return cls(shape, rows, channels, positions, ko, ki, per_position, False)
 
     @property
+    def numbers(self) -> list[int]:
+        """The layout as compiled kernels take it."""
+        flags = [int(self.per_position), int(self.vector)]
+        return [self.rows, self.channels, self.positions, self.ko, self.ki, *flags]
+
+    @property
     def row_blocks(self) -> int:
         """Number of tiles on top of each other."""
         return -(-self.rows // self.ko)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pntk import Featurizer, ntk
+from pntk.errors import ConfigError
 from pntk.projection import ProjectionSpec, cuda, gpu_ops, selftest
 from pntk.projection.dispatch import Projector
 from pntk.projection.reference import projection_matrix
@@ -126,6 +127,13 @@ def test_dense(impl, device, family, precision, bound):
     gradient = normal(3, 7, 30)
     add = lambda sketch, rows: sketch.add_gradient(gradient.float().to(device), rows)  # noqa: E731
     check(sketch_of((7, 30), impl, device, precision, family, k=70), add, gradient, bound)
+
+
+def test_hadamard_has_no_tf32(impl, device):
+    with pytest.raises(
+        ConfigError, match="is 'tf32'; hadamard on a GPU has fp32 or bf16"
+    ):
+        sketch_of((7, 3), impl, device, "tf32")
 
 
 def test_a_sample_has_the_same_row_in_any_batch(impl, device):
