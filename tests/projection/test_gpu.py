@@ -130,9 +130,7 @@ def test_dense(impl, device, family, precision, bound):
 
 
 def test_hadamard_has_no_tf32(impl, device):
-    with pytest.raises(
-        ConfigError, match="is 'tf32'; hadamard on a GPU has fp32 or bf16"
-    ):
+    with pytest.raises(ConfigError, match="is 'tf32'; hadamard on a GPU has fp32 or bf16"):
         sketch_of((7, 3), impl, device, "tf32")
 
 
