@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +20,7 @@ from pntk.store.layout import (
     FORMAT,
     FORMAT_VERSION,
     datasets,
-    header_checksum,
+    text_checksum,
 )
 from pntk.store.locking import lock
 
@@ -27,10 +28,28 @@ from pntk.store.locking import lock
 _CANNOT_RESERVE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-def create_file(path: Path, header: StoreHeader) -> bool:
-    """Make an empty store at ``path``: all of it or nothing.
+def create_store(path: Path, header: StoreHeader) -> bool:
+    """Make an empty store; see :func:`create_file`."""
+
+    def write(file: h5py.File) -> None:
+        describe_store(file, header)
+        allocate(file, datasets(header))
+
+    needed = sum(_nbytes(*spec) for spec in datasets(header).values())
+    return create_file(path, write, needed)
+
+
+def create_file(
+    path: Path, write: Callable[[h5py.File], None], needed: int = 0, *, replace: bool = False
+) -> bool:
+    """Make an HDF5 file at ``path``: all of it or nothing.
 
     It is built and reserved as ``path + ".creating"``, synced, and renamed.
+
+    Args:
+        write: puts attributes and datasets into the file.
+        needed: bytes of the datasets, compared with the free space beforehand.
+        replace: whether to take the place of an existing file.
 
     Returns:
         True, or False if another process has made ``path`` in the meantime.
@@ -42,12 +61,20 @@ def create_file(path: Path, header: StoreHeader) -> bool:
     with _open_temporary(path, temporary) as file:
         lock(file, temporary, "creating")
         try:
-            if path.exists():
+            if path.exists() and not replace:
                 temporary.unlink()
                 return False
             file.truncate(0)  # what a killed creation left, before free space is counted
-            _check_free(path, sum(_nbytes(*spec) for spec in datasets(header).values()))
-            _write_hdf5(temporary, header)
+            _check_free(path, needed)
+            with h5py.File(
+                temporary,
+                "w",
+                libver=("v108", "v110"),  # checksummed metadata; 1.10 only where it is needed
+                locking=False,  # the lock is ours
+                alignment_threshold=1,
+                alignment_interval=ALIGNMENT,
+            ) as hdf5:
+                write(hdf5)
             _reserve(file, path)
             os.fsync(file.fileno())
             if sys.platform == "win32":
@@ -57,9 +84,42 @@ def create_file(path: Path, header: StoreHeader) -> bool:
             temporary.unlink(missing_ok=True)
             if isinstance(error, StoreError) or not isinstance(error, Exception):
                 raise
-            raise StoreError(f"{path}: cannot be created ({error})") from error
+            # HDF5 tells a story of many lines around the system's reason
+            code = error.errno if isinstance(error, OSError) else None
+            reason = os.strerror(code) if code else error
+            raise StoreError(f"{path}: cannot be created ({reason})") from error
     _sync_directory(path.parent)
     return True
+
+
+def describe_store(file: h5py.File, header: StoreHeader) -> None:
+    """Write the attributes that make a file a store."""
+    describe(file, FORMAT, FORMAT_VERSION, header.to_json())
+    file.attrs["checksum"] = np.bytes_(CHECKSUM)
+
+
+def describe(file: h5py.File, kind: str, version: int, header: str) -> None:
+    """Write the attributes that say what a file is.
+
+    Strings are of fixed length: HDF5 keeps the others in a heap without a checksum, and a damaged
+    heap can make it loop for ever.
+    """
+    file.attrs["format"] = np.bytes_(kind)
+    file.attrs["format_version"] = version
+    file.attrs["header"] = np.bytes_(header)
+    file.attrs["header_crc32"] = text_checksum(header)
+
+
+def allocate(file: h5py.File, wanted: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
+    """Make contiguous datasets, name -> (shape, dtype), with their space and without values."""
+    plist = h5p.create(h5p.DATASET_CREATE)
+    plist.set_obj_track_times(False)  # equal runs give equal files
+    plist.set_layout(h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5d.FILL_TIME_NEVER)
+    for name, (shape, dtype) in wanted.items():
+        space = h5s.create_simple(shape)
+        h5d.create(file.id, name.encode(), h5t.py_create(dtype), space, plist)
 
 
 def _open_temporary(path: Path, temporary: Path) -> BinaryIO:
@@ -78,34 +138,6 @@ def _open_temporary(path: Path, temporary: Path) -> BinaryIO:
 
 def _nbytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
     return int(np.prod(shape, dtype=object)) * dtype.itemsize
-
-
-def _write_hdf5(temporary: Path, header: StoreHeader) -> None:
-    """Attributes and datasets; space is allocated here, and no value is written."""
-    text = header.to_json()
-    plist = h5p.create(h5p.DATASET_CREATE)
-    plist.set_obj_track_times(False)  # equal runs give equal files
-    plist.set_layout(h5d.CONTIGUOUS)
-    plist.set_alloc_time(h5d.ALLOC_TIME_EARLY)
-    plist.set_fill_time(h5d.FILL_TIME_NEVER)
-    with h5py.File(
-        temporary,
-        "w",
-        libver=("v108", "v108"),  # checksummed metadata, readable since HDF5 1.8 (2008)
-        locking=False,  # create_file holds the lock
-        alignment_threshold=1,
-        alignment_interval=ALIGNMENT,
-    ) as file:
-        # Strings of fixed length: HDF5 keeps the others in a heap without a checksum, and a damaged
-        # heap can make it loop for ever.
-        file.attrs["format"] = np.bytes_(FORMAT)
-        file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["checksum"] = np.bytes_(CHECKSUM)
-        file.attrs["header"] = np.bytes_(text)
-        file.attrs["header_crc32"] = header_checksum(text)
-        for name, (shape, dtype) in datasets(header).items():
-            space = h5s.create_simple(shape)
-            h5d.create(file.id, name.encode(), h5t.py_create(dtype), space, plist)
 
 
 def _check_free(path: Path, needed: int) -> None:

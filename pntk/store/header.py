@@ -3,18 +3,48 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from pntk.errors import StoreError
 
-FEATURE_DTYPES = ("float32", "float64")
+FEATURE_DTYPES = ("float32", "float64", "float16")
 COLUMN_DTYPES = ("float32", "float64", "int32", "int64", "uint8")
-OWN_DATASETS = ("features", "done", "checksums")
+OWN_DATASETS = ("features", "done", "checksums", "scales")
 ABSENT = "absent"
 
 Params = tuple[tuple[str, tuple[int, ...]], ...]
 Difference = tuple[str, Any, Any]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which rows of a whole a store holds: ``start`` up to ``start`` plus its own number of rows.
+
+    Args:
+        index: number of the shard, 0 to count - 1.
+        count: number of shards of the whole.
+        start: first row.
+        total: rows of the whole.
+
+    Raises:
+        StoreError: a value is no integer or out of range.
+    """
+
+    index: int
+    count: int
+    start: int
+    total: int
+
+    def __post_init__(self) -> None:
+        values = (self.index, self.count, self.start, self.total)
+        if any(type(value) is not int for value in values) or not (
+            0 <= self.index < self.count and 0 <= self.start < self.total
+        ):
+            raise StoreError(
+                f"header: shard is {self}, expected integers with 0 <= index < count and "
+                "0 <= start < total"
+            )
 
 
 @dataclass(frozen=True)
@@ -27,7 +57,7 @@ class StoreHeader:
     Args:
         rows: number of rows n, at least 1.
         width: numbers in a row k, at least 1.
-        dtype: "float32" or "float64".
+        dtype: "float32", "float64", or "float16" (rows of float32 kept with 11 bits and a scale).
         projection: family, k, seed and whatever else defines the projection.
         output: what was differentiated.
         params: (name, shape) of each featurized parameter, in order.
@@ -35,6 +65,7 @@ class StoreHeader:
         precision: precision of the forward and backward pass.
         columns: extra columns of length n, name -> dtype; kept in alphabetical order.
         info: versions, creation time and the like; kept, never compared.
+        shard: which rows of a whole these are; None if they are the whole.
 
     Raises:
         StoreError: a value has the wrong type or range.
@@ -50,6 +81,7 @@ class StoreHeader:
     precision: str
     columns: dict[str, str] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    shard: Shard | None = None
 
     def __post_init__(self) -> None:
         for name in ("rows", "width"):
@@ -65,10 +97,14 @@ class StoreHeader:
             object.__setattr__(self, name, _json_dict(name, getattr(self, name)))
         object.__setattr__(self, "params", _checked_params(self.params))
         object.__setattr__(self, "columns", _checked_columns(self.columns))
+        object.__setattr__(self, "shard", _checked_shard(self.shard))
+        if self.shard is not None and self.shard.start + self.rows > self.shard.total:
+            raise StoreError(f"header: {self.rows} rows do not fit into {self.shard}")
 
     def to_json(self) -> str:
         """Return the header as one JSON object with sorted keys, ASCII only."""
-        return json.dumps(asdict(self), sort_keys=True, allow_nan=False)
+        values = {**vars(self), "shard": self.shard and asdict(self.shard)}
+        return json.dumps(values, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "StoreHeader":
@@ -97,6 +133,9 @@ class StoreHeader:
         the first parameter that differs is described. ``info`` is not compared.
         """
         found: list[Difference] = []
+        ours, theirs = self._place(), other._place()
+        if ours != theirs and "shard" in ours + theirs:
+            found.append(("shard", ours, theirs))  # first, as it explains a difference in rows
         for name in ("rows", "weights", "width", "dtype", "precision"):
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
@@ -107,12 +146,30 @@ class StoreHeader:
             found.append(_params_difference(self.params, other.params))
         return found
 
+    def _place(self) -> str:
+        """Which rows of a data set these are, in words."""
+        if self.shard is None:
+            return f"all {self.rows} rows"
+        shard, last = self.shard, self.shard.start + self.rows - 1
+        return f"shard {shard.index}/{shard.count}, rows {shard.start} to {last} of {shard.total}"
+
+    def whole(self) -> "StoreHeader":
+        """Return the header of the whole of which this is a shard."""
+        if self.shard is None:
+            return self
+        return replace(self, rows=self.shard.total, shard=None)
+
 
 def explain_difference(different: list[Difference]) -> str:
     """Why a header does not fit, from its first difference, and what can be done."""
     field, asked, found = different[0]
     if field == "rows":
         reason = f"the data set's length has changed: the file has {found} rows, now {asked}"
+    elif field == "shard":
+        reason = (
+            f"the file holds {found}, asked was for {asked} "
+            "(the number of rows, of shards and the batch size decide where shards are cut)"
+        )
     elif field == "weights":
         reason = (
             "the model's weights differ from those that made the rows: "
@@ -123,6 +180,14 @@ def explain_difference(different: list[Difference]) -> str:
     others = ", ".join(name for name, _, _ in different[1:])
     also = f" (also different: {others})" if others else ""
     return f"{reason}{also}. Use the file's settings, choose another path, or delete the file"
+
+
+def _checked_shard(shard: object) -> Shard | None:
+    if shard is None or isinstance(shard, Shard):
+        return shard
+    if not isinstance(shard, Mapping) or set(shard) != {entry.name for entry in fields(Shard)}:
+        raise StoreError(f"header: shard is {shard!r}, expected index, count, start and total")
+    return Shard(**shard)
 
 
 def _json_dict(name: str, value: object) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import subprocess
@@ -11,15 +12,16 @@ import pytest
 import torch
 
 from pntk.errors import StoreError
-from pntk.store import FeatureStore, RowWriter
+from pntk.store import DONE, SKIPPED, FeatureStore, RowWriter, join
 from pntk.store import writer as writer_module
-from pntk.store.layout import read_layout
+from pntk.store.joined import write_joined
+from pntk.store.part import open_part
 
 FOLDER = Path(__file__).parent
 
 
 def dataset_bytes(path: Path) -> dict[str, bytes]:
-    layout, content = read_layout(path), path.read_bytes()
+    layout, content = open_part(path).layout, path.read_bytes()
     return {name: content[e.offset : e.offset + e.nbytes] for name, e in layout.extents.items()}
 
 
@@ -48,7 +50,7 @@ def test_rows_in_any_order(path, header, values):
         np.testing.assert_array_equal(store.labels, columns["labels"])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_torch_and_numpy_give_the_same_bytes(tmp_path, make_header, values, dtype):
     header = make_header(dtype=dtype)
     rows, columns = values(header)
@@ -68,7 +70,7 @@ def test_skipped_rows_become_zeros(path, header, values):
         writer.write(np.arange(10), rows, columns, skipped=torch.arange(10) == 4)
         assert writer.missing().size == 0
     store = FeatureStore(path)
-    assert store.done[4] == 2 and not store[4].any() and store.verify().ok
+    assert store.done[4] == SKIPPED and not store[4].any() and store.verify().ok
 
 
 def test_empty_batch(path, header):
@@ -85,7 +87,7 @@ def test_missing_leaves_out_rows_that_wait_for_a_sync(path, header, values):
         assert writer.missing().dtype == np.int64
         assert writer.missing().tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
         writer.sync()
-        assert FeatureStore(path).done[3] == 1
+        assert FeatureStore(path).done[3] == DONE
 
 
 def test_sync_interval(path, header, values, monkeypatch):
@@ -96,10 +98,12 @@ def test_sync_interval(path, header, values, monkeypatch):
         for row, now in enumerate([101.0, 104.9, 105.0, 106.0]):  # noqa: B007 (read by the clock)
             cells = {name: column[[row]] for name, column in columns.items()}
             writer.write([row], rows[[row]], cells)
-        assert FeatureStore(path).done.tolist() == [1, 1, 1] + [0] * 7
+        assert FeatureStore(path).done.tolist() == [DONE] * 3 + [0] * 7
 
 
-def test_data_is_synced_before_done_is_set(path, header, values, monkeypatch):
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_data_is_synced_before_done_is_set(path, make_header, values, monkeypatch, dtype):
+    header = make_header(dtype=dtype)
     rows, columns = values(header)
     events = []
     flush = RowWriter._flush
@@ -111,13 +115,10 @@ def test_data_is_synced_before_done_is_set(path, header, values, monkeypatch):
     monkeypatch.setattr(RowWriter, "_flush", spy)
     with RowWriter.open(path, header) as writer:
         writer.write([2, 5], rows[:2], {name: cells[:2] for name, cells in columns.items()})
-    assert events == [
-        ("features", 2, 5, False),
-        ("labels", 2, 5, False),
-        ("reweighting", 2, 5, False),
-        ("checksums", 2, 5, False),
-        ("done", 2, 5, True),
-    ]
+    data = ["features", "labels", "reweighting", "checksums"]
+    if dtype == "float16":
+        data.insert(3, "scales")
+    assert events == [*((name, 2, 5, False) for name in data), ("done", 2, 5, True)]
 
 
 def test_a_row_that_is_written_again_is_missing_meanwhile(full_store, header, values, monkeypatch):
@@ -139,7 +140,9 @@ def test_forget(full_store, header):
         writer.forget([])
         writer.forget([7, 2])
         assert writer.missing().tolist() == [2, 7]
-    assert FeatureStore(full_store).done.tolist() == [1, 1, 0, 1, 1, 1, 1, 0, 1, 1]
+    expected = np.full(10, DONE)
+    expected[[2, 7]] = 0
+    np.testing.assert_array_equal(FeatureStore(full_store).done, expected)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +208,14 @@ def test_closed_writer(path, header, values):
         with pytest.raises(StoreError, match="the writer is closed; open it again"):
             use()
     assert writer.header == header
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_a_writer_that_is_dropped_lets_go(path, header):
+    RowWriter.open(path, header)
+    gc.collect()
+    assert os.listdir(path.parent) == ["rows.h5"]
+    RowWriter.open(path, header).close()
 
 
 def test_disk_that_refuses_data(path, header, values, monkeypatch):
@@ -275,6 +286,45 @@ def test_resume_refuses_another_header(full_store, make_header, changes, message
     assert full_store.read_bytes() == before
 
 
+def test_rows_in_an_unknown_state_are_made_again(full_store, header, values, flip):
+    rows, columns = values(header)
+    flip(full_store, "done", 2)
+    flip(full_store, "done", 7, bit=5)
+    with RowWriter.open(full_store, header) as writer:
+        assert writer.missing().tolist() == [2, 7]
+        writer.write([2, 7], rows[[2, 7]], {name: cells[[2, 7]] for name, cells in columns.items()})
+    store = FeatureStore(full_store)
+    assert store.verify().ok and store.complete
+    assert store.done[[2, 7]].tolist() == [DONE, DONE]
+
+
+def test_reopen(make_store):
+    path = make_store("s.h5", missing=[1, 2])
+    with RowWriter.reopen(path, sync_interval=0) as writer:
+        assert writer.missing().tolist() == [1, 2]
+        assert writer.header == FeatureStore(path).header
+        writer.write([2], np.ones((1, 6), np.float32), {"labels": [3], "reweighting": [0.5]})
+        assert FeatureStore(path).labels[2] == 3
+    assert FeatureStore(path).num_done == 9
+    assert os.listdir(path.parent) == ["s.h5"]
+
+
+def test_reopen_makes_nothing(path):
+    with pytest.raises(StoreError, match=r"rows.h5: no such file; featurize makes it"):
+        RowWriter.reopen(path)
+    assert not path.exists()
+
+
+def test_joined_files_are_not_written_to(tmp_path, make_store):
+    join(tmp_path / "joined.h5", [make_store("a.h5"), make_store("b.h5")])
+    header = FeatureStore(tmp_path / "joined.h5").header
+    before = (tmp_path / "joined.h5").read_bytes()
+    for use in (RowWriter.reopen, lambda path: RowWriter.open(path, header)):
+        with pytest.raises(StoreError, match=r"joins shards and holds no rows .*write to the shar"):
+            use(tmp_path / "joined.h5")
+    assert (tmp_path / "joined.h5").read_bytes() == before
+
+
 @pytest.mark.parametrize("interval", [-1, float("nan")])
 def test_bad_sync_interval(path, header, interval):
     with pytest.raises(StoreError, match="expected seconds of at least 0"):
@@ -311,17 +361,15 @@ def test_foreign_writers_are_kept_out_and_readers_let_in(path, header):
 
 
 def test_file_replaced_before_the_lock(full_store, header, monkeypatch):
-    read = read_layout
+    lock = writer_module.lock
 
-    def replace(path):
-        layout = read(path)
+    def replace_and_lock(file, path, verb):
         copy = path.with_name("copy")
         copy.write_bytes(path.read_bytes())
-        monkeypatch.setattr(writer_module, "lock", lambda *a: (os.replace(copy, path), lock(*a)))
-        return layout
+        os.replace(copy, path)
+        lock(file, path, verb)
 
-    lock = writer_module.lock
-    monkeypatch.setattr(writer_module, "read_layout", replace)
+    monkeypatch.setattr(writer_module, "lock", replace_and_lock)
     with pytest.raises(StoreError, match="just replaced"):
         RowWriter.open(full_store, header)
 
@@ -400,6 +448,29 @@ def test_lock_between_processes(path, start):
     child.send_signal(signal.SIGKILL)
     child.wait()
     RowWriter.open(path, header).close()
+
+
+def test_reading_while_a_writer_is_at_work(path, tmp_path, start):
+    child = start(path, "wait")
+    expected = np.random.default_rng(0).standard_normal((3000, 300)).astype(np.float32)
+    expected[np.arange(3000) % 50 == 3] = 0
+    mapped = FeatureStore(path)
+    write_joined(tmp_path / "joined.h5", mapped.header, mapped._parts)
+    stores = [mapped, FeatureStore(path, check=True), FeatureStore(tmp_path / "joined.h5")]
+    child.stdin.close()
+    child.stdin = None  # for communicate()
+    seen = set()
+    while child.poll() is None or not mapped.complete:
+        for store in stores:
+            there = np.flatnonzero(store.done)
+            seen.add(len(there))
+            picked = there[:: max(1, len(there) // 100)]
+            np.testing.assert_array_equal(store[picked].numpy(), expected[picked])
+            assert (store.labels[there] == there % 5 - 1).all()
+            report = store.verify()
+            assert report.ok, report
+    assert child.returncode == 0
+    assert len(seen) > 3, "the writer was too fast: change the timing"
 
 
 def test_killed_many_times_equals_uninterrupted(path, tmp_path, start):
