@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,27 +20,43 @@ def ordinary_gradients(
     """Yield, for each output column, the gradient of its sum over the batch.
 
     As in training: by ``backward``, with gradients of all parameters, because reentrant checkpoints
-    refuse ``torch.autograd.grad`` and inputs without gradients. Each ``grad`` is put back.
+    refuse ``torch.autograd.grad`` and inputs without gradients.
 
     Args:
         params: name -> parameter to differentiate.
     """
-    everything = [p for p in model.parameters() if p.is_floating_point()]
-    kept = [p.grad for p in everything]
-    with quiet(model), torch.enable_grad():
-        try:
-            for p in everything:
-                p.requires_grad_(True)
-            values = check_values(output(model, batch), batch_size(batch))
-            for column in range(values.shape[1]):
-                for p in everything:
-                    p.grad = None
-                last = column == values.shape[1] - 1
-                values[:, column].sum().backward(retain_graph=not last)
-                yield {name: _dense_gradient(p) for name, p in params.items()}
-        finally:
-            for p, gradient in zip(everything, kept, strict=True):
-                p.grad = gradient
+    with quiet(model), fresh_leaves(model) as leaves, torch.enable_grad():
+        values = check_values(output(model, batch), batch_size(batch))
+        for column in range(values.shape[1]):
+            for leaf in leaves.values():
+                leaf.grad = None
+            last = column == values.shape[1] - 1
+            values[:, column].sum().backward(retain_graph=not last)
+            yield {name: _dense_gradient(leaves[id(p)]) for name, p in params.items()}
+
+
+@contextmanager
+def fresh_leaves(model: nn.Module) -> Iterator[dict[int, nn.Parameter]]:
+    """Put leaves of our own in place of a model's parameters.
+
+    The model's own have hooks that a backward pass would run: DDP's reducer, an optimizer's step.
+    """
+    places = [
+        (module, key, p)
+        for module in model.modules()
+        for key, p in module._parameters.items()
+        if p is not None
+    ]
+    leaves = {
+        id(p): nn.Parameter(p.detach(), requires_grad=p.is_floating_point()) for _, _, p in places
+    }
+    try:
+        for module, key, p in places:
+            setattr(module, key, leaves[id(p)])
+        yield leaves
+    finally:
+        for module, key, p in places:
+            setattr(module, key, p)
 
 
 def _dense_gradient(p: nn.Parameter) -> Tensor:

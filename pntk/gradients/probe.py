@@ -115,8 +115,9 @@ def _watch(
 def _settle(plan: Plan, use: Use, two: list[torch.Size], three: list[torch.Size]) -> bool:
     """Set the layout of a use, or drop it; return whether it turned out to be shared."""
     names = list(use.params.values())
-    if not two and not three:
-        plan.drop(names, f"{use.name} is not called in the forward pass")
+    if not two or not three:
+        when = "in each" if two or three else "in the"
+        plan.drop(names, f"{use.name} is not called {when} forward pass")
         return False
     found = {layout_of(a, b) for a, b in zip(two, three, strict=False)}
     layout = found.pop()

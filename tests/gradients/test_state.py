@@ -230,3 +230,31 @@ def test_user_hooks_see_and_change_what_they_did_before(loop_rows, distance):
     model[2].register_forward_pre_hook(lambda module, args: (args[0] + 1,))
     found = Featurizer(model, projection="identity")(batch)
     assert distance(found, loop_rows(model, batch)) <= 1e-10
+
+
+def test_hooks_that_step_an_optimizer_do_not_run(loop_rows, distance):
+    model, batch = three_layers().double(), torch.randn(4, 5).double()
+    expected, before = loop_rows(model, batch), [p.clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: p.data.sub_(p.grad))
+    own = list(model.parameters())
+    assert distance(Featurizer(model, projection="identity")(batch), expected) <= 1e-10
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+    assert all(p is q for p, q in zip(own, model.parameters(), strict=True))
+
+
+def test_a_layer_called_in_one_pass_of_the_probe_alone():
+    class Sometimes(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.always, self.rarely = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.always(x) + (0 * self.rarely(x) if self.calls == 3 else 0)
+
+    featurizer = Featurizer(Sometimes(), projection="identity", check=False)
+    featurizer(torch.randn(4, 5))
+    how = {row["name"]: row["module"] for row in featurizer.coverage()}
+    assert how["rarely.weight"] == "rarely is not called in each forward pass"
