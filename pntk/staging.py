@@ -1,13 +1,14 @@
-"""Rows on their way from the device to the host, so that neither waits for the other.
+"""Rows on their way from the device to the store, so that computing does not wait for either.
 
-On a GPU the rows of one batch are copied to page-locked memory and written while the next batch is
-being computed; two sets of buffers take turns. Elsewhere rows go straight through.
+One thread writes a batch while the next one is being computed. On a GPU the copy to the host, into
+page-locked memory, runs beside them both.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
+from threading import Thread
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -29,45 +30,65 @@ class Slot(Protocol):
 
 
 class Staging:
-    """Hand batches to ``write`` in the order in which they were put, once they are on the host.
+    """Hand batches to ``write``, in a thread of its own and in the order in which they were put.
 
     On leaving the context what was put is written, whatever the reason. A batch that ``write``
-    refuses ends the line: those behind it are dropped, as if they had not been made.
+    refuses ends the line: those behind it are dropped, as if they had not been made, and its error
+    is raised by the next ``put`` or on leaving.
 
     Args:
-        write: ``(tag, tensors on the host) -> None``; writing the same batch twice must do no harm.
+        write: ``(tag, tensors on the host) -> None``, best without operations of torch: its modes
+            (gradients, inference, autocast) are not the caller's there, and the threads that a
+            second caller of its parallel loops gets slow down those of the first.
         slots: as many as batches may be on their way.
     """
 
+    # Between the threads are SimpleQueues alone: what else can be waited for takes locks in Python
+    # code, which Ctrl-C may leave taken, or freed twice.
+
     def __init__(self, write: Callable[[Any, Tensors], None], slots: Sequence[Slot]) -> None:
         self._write = write
-        self._free = deque(slots)
-        self._waiting: deque[tuple[Slot, Any]] = deque()
+        self._line: SimpleQueue[tuple[Slot, Any] | None] = SimpleQueue()  # None ends it
+        self._free: SimpleQueue[Any] = SimpleQueue()  # slots; None once the thread has ended
+        for slot in slots:
+            self._free.put(slot)
+        self._next: Slot | None = None  # taken from the free ones
+        self._thread: Thread | None = None
+        self._errors: list[BaseException] = []  # at most one, of the thread
+        self._dropping = False
+        self._ended = False
 
     def put(self, tag: Any, tensors: Tensors) -> None:
-        """Begin to copy a batch; write the oldest one if no slot is left for the next."""
-        slot = self._free[0]
+        """Begin to copy a batch, then wait until there is a slot for the next.
+
+        Args:
+            tensors: not to be changed any more.
+        """
+        if self._thread is None:
+            thread = Thread(target=self._work, name="pntk writer", daemon=True)
+            thread.start()
+            self._thread = thread
+        self._next = slot = self._next or self._free.get()
         slot.start(tensors)
-        self._waiting.append((slot, tag))
-        self._free.popleft()
-        if not self._free:
-            self._write_oldest()
+        self._next = None
+        self._line.put((slot, tag))
+        # waits here, with the batch in line, so that Ctrl-C does not lose it
+        self._next = self._free.get()
+        if self._errors:
+            raise self._errors[0]
 
-    def flush(self) -> None:
-        """Write all that was put."""
-        while self._waiting:
-            self._write_oldest()
-
-    def _write_oldest(self) -> None:
-        slot, tag = self._waiting[0]
-        try:
-            self._write(tag, slot.finish())
-        except Exception:
-            self._waiting.clear()
-            raise
-        # only now, so that a batch whose writing Ctrl-C interrupts is written by the flush
-        self._waiting.popleft()
-        self._free.append(slot)
+    def _work(self) -> None:
+        """Write what comes along the line, to its end."""
+        for slot, tag in iter(self._line.get, None):
+            try:
+                if not self._dropping:
+                    self._write(tag, slot.finish())
+            except BaseException as error:
+                self._dropping = True
+                self._errors.append(error)
+            self._free.put(slot)
+        self._ended = True
+        self._free.put(None)
 
     def __enter__(self) -> Staging:
         return self
@@ -79,11 +100,27 @@ class Staging:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self.flush()
-        except Exception:
-            # of two errors, that of the earlier batch; but nothing takes the place of Ctrl-C
-            if kind is None or issubclass(kind, Exception):
-                raise
+            self._finish()
+        except BaseException:  # Ctrl-C, which must not lose what was put
+            try:
+                self._finish()
+            finally:  # a second one may, but not what is being written; a third does not wait
+                self._dropping = True
+                self._finish()
+            raise
+        # of two errors, that of the earlier batch; but nothing takes the place of Ctrl-C
+        if error in self._errors or not (error is None or isinstance(error, Exception)):
+            self._errors.clear()
+        if self._errors:
+            raise self._errors.pop()  # one that was kept would hold its own traceback
+
+    def _finish(self) -> None:
+        """Wait until the thread has written what was put, and has ended."""
+        self._line.put(None)
+        if self._thread is not None:
+            while not self._ended:
+                self._free.get()
+            self._thread.join()
 
 
 def slots_for(device: torch.device) -> list[Slot]:
@@ -91,19 +128,19 @@ def slots_for(device: torch.device) -> list[Slot]:
     if device.type == "cuda":
         stream = torch.cuda.Stream(device)
         return [PinnedSlot(stream) for _ in range(DEPTH)]
-    return [PlainSlot()]
+    return [PlainSlot() for _ in range(DEPTH)]
 
 
 class PlainSlot:
     """Waits for the device, which on a CPU means nothing."""
 
     def start(self, tensors: Tensors) -> None:
-        """Keep the tensors."""
-        self._tensors = tensors
+        """Keep the tensors, on the host."""
+        self._tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
 
     def finish(self) -> Tensors:
-        """Return them on the host."""
-        return {name: tensor.cpu() for name, tensor in self._tensors.items()}
+        """Return them."""
+        return self._tensors
 
 
 class PinnedSlot:
@@ -130,7 +167,8 @@ class PinnedSlot:
 
     def finish(self) -> Tensors:
         """Wait for this copy alone."""
-        self._copied.synchronize()
+        with torch.cuda.device(self._stream.device):  # a new thread would start up GPU 0 as well
+            self._copied.synchronize()
         self._source = {}
         return self._result
 

@@ -27,12 +27,11 @@ def write_rows(
     indices: np.ndarray | None,
     progress: bool,
 ) -> None:
-    """Write the missing rows of a store.
+    """Write the missing rows of a store, or of a shard of it.
 
     Args:
         make_rows: batch -> (rows [b, k], the output's values).
-        device: where rows are made. On a GPU a batch is written while the next one is being
-            computed.
+        device: where rows are made. A batch is written while the next one is being computed.
         on_nonfinite: ``raise``, ``skip`` or ``keep``.
         indices: int64 [n] to record beside the rows, or None.
         progress: whether to show a progress bar.
@@ -41,31 +40,37 @@ def write_rows(
         DataError: a batch does not fit; rows made before are written, as with every error.
         NonFiniteError: a row holds NaN or infinity and ``on_nonfinite`` is ``raise``.
     """
-    missing = writer.missing()
+    shard = writer.header.shard
+    start = shard.start if shard else 0  # number of the writer's first row in the data set
+    missing = writer.missing() + start
     if not len(missing):
         return
     lacks = np.zeros(batches.length, dtype=bool)
     lacks[missing] = True
     bar = tqdm(
-        total=batches.length,
-        initial=batches.length - len(missing),
+        total=writer.header.rows,
+        initial=writer.header.rows - len(missing),
         unit="row",
         desc="featurize",
         disable=not progress,
     )
 
     def write(index: np.ndarray, made: Tensors) -> None:
-        rows, wanted = made["rows"], lacks[index]
+        # in a thread of its own, and the only one to use the writer; see Staging why in NumPy
+        columns = {name: tensor.numpy() for name, tensor in made.items()}
+        rows, wanted = columns.pop("rows"), lacks[index]
         skipped = None
-        if on_nonfinite == "raise":
-            raise_if_nonfinite(rows, index)
-        elif on_nonfinite == "skip":
-            skipped = (~rows.isfinite().all(1)).numpy()[wanted]
-        columns = _columns(made, len(index))
+        if on_nonfinite != "keep":
+            finite = np.isfinite(rows).all(1)
+            if on_nonfinite == "raise":
+                _refuse_nonfinite(finite, index)
+            else:
+                skipped = ~finite[wanted]
+        columns.setdefault("labels", np.full(len(index), -1, dtype=np.int64))
         if indices is not None:
             columns["indices"] = indices[index]
         columns = {name: columns[name][wanted] for name in writer.header.columns}
-        writer.write(index[wanted], rows.numpy()[wanted], columns, skipped)
+        writer.write(index[wanted] - start, rows[wanted], columns, skipped)
         bar.update(int(wanted.sum()))
 
     with bar, Staging(write, slots_for(device)) as staging:
@@ -89,30 +94,35 @@ def raise_if_nonfinite(rows: Tensor, index: np.ndarray) -> None:
     """
     if bool(torch.isfinite(rows.sum())):  # one number answers for all in the usual case
         return
-    bad = ~rows.isfinite().all(1)
-    if bool(bad.any()):
-        first = int(bad.nonzero()[0, 0])
+    _refuse_nonfinite(rows.isfinite().all(1).cpu().numpy(), index)
+
+
+def _refuse_nonfinite(finite: np.ndarray, index: np.ndarray) -> None:
+    """Raise NonFiniteError unless all of ``finite``, bool [b], is true."""
+    if not finite.all():
         raise NonFiniteError(
-            f"the row of sample {int(index[first])} holds NaN or infinity ({int(bad.sum())} of "
-            f"{len(rows)} rows of its batch do); check the sample and the weights, or pass "
-            "on_nonfinite='skip' or 'keep'"
+            f"the row of sample {int(index[finite.argmin()])} holds NaN or infinity "
+            f"({int((~finite).sum())} of {len(finite)} rows of its batch do); check the sample and "
+            "the weights, or pass on_nonfinite='skip' or 'keep'"
         )
 
 
 def _to_write(rows: Tensor, values: Values) -> Tensors:
-    """Return what of a batch goes to the store."""
-    made = {"rows": rows, "labels": values.labels, "reweighting": values.reweighting}
-    return {name: tensor.detach() for name, tensor in made.items() if isinstance(tensor, Tensor)}
+    """Return what of a batch goes to the store.
+
+    All but the rows is copied: it may be in memory that the caller fills again for the next batch.
+    """
+    made = {"rows": rows.detach()}
+    labels, reweighting = values.labels, values.reweighting
+    if isinstance(labels, Tensor) and _are_classes(labels, len(rows)):
+        made["labels"] = labels.detach().to(torch.int64, copy=True)
+    if isinstance(reweighting, Tensor):
+        made["reweighting"] = reweighting.detach().to(torch.float32, copy=True)
+    return made
 
 
-def _columns(made: Tensors, count: int) -> dict[str, np.ndarray]:
-    labels = made.get("labels")
-    columns = {"labels": np.full(count, -1, dtype=np.int64)}
-    if labels is not None and labels.shape == (count,) and not labels.is_floating_point():
-        columns["labels"] = labels.long().numpy()
-    if "reweighting" in made:
-        columns["reweighting"] = made["reweighting"].float().numpy()
-    return columns
+def _are_classes(labels: Tensor, count: int) -> bool:
+    return labels.shape == (count,) and not labels.is_floating_point()
 
 
 def checked_indices(

@@ -1,17 +1,23 @@
-"""A store holds the same rows whether they are written at once or one batch behind."""
+"""A store holds the same rows whichever way they take to the thread that writes them."""
+
+import threading
+import traceback
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pntk import FeatureStore, Featurizer, writing
 from pntk.errors import DataError, NonFiniteError, OutOfMemoryError, StoreError
-from pntk.staging import DEPTH
+from pntk.outputs import Margin, Values
+from pntk.staging import DEPTH, PlainSlot
 
 N, SIZE = 23, 5
 X, Y = torch.randn(N, 5, generator=torch.Generator().manual_seed(0)), torch.arange(N) % 3
 OPTIONS = {"batch_size": SIZE, "progress": False}
+PATIENCE = 20  # seconds, where only a defect waits for more than moments
 
 
 class LateSlot:
@@ -31,11 +37,17 @@ class LateSlot:
         return found
 
 
-@pytest.fixture(params=["at once", "one behind"], autouse=True)
+@pytest.fixture(params=["as they are", "through buffers"], autouse=True)
 def way(request, monkeypatch):
-    if request.param == "one behind":
+    if request.param == "through buffers":
         monkeypatch.setattr(writing, "slots_for", lambda device: [LateSlot() for _ in range(DEPTH)])
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays():
+    yield
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pntk")]
 
 
 @pytest.fixture
@@ -67,6 +79,138 @@ def raising_at(featurizer, batch, error):
     featurizer.rows_and_values = rows_and_values
 
 
+class Late:
+    """A featurizer whose every batch is written only once the next one has been made."""
+
+    def __init__(self, featurizer, monkeypatch):
+        self.made = [threading.Event() for _ in range(-(-N // SIZE) + 1)]
+        self.made[-1].set()  # nothing is made after the last
+        self.rows_and_values, self.write = featurizer.rows_and_values, writing.RowWriter.write
+        monkeypatch.setattr(featurizer, "rows_and_values", self.make)
+        monkeypatch.setattr(writing.RowWriter, "write", lambda *args: self.wait_and_write(*args))
+        self.count = 0
+
+    def make(self, batch):
+        found = self.rows_and_values(batch)
+        self.made[self.count].set()
+        self.count += 1
+        return found
+
+    def wait_and_write(self, writer, index, *rest):
+        assert self.made[index[0] // SIZE + 1].wait(PATIENCE), "the next batch was not made"
+        self.write(writer, index, *rest)
+
+
+def test_a_batch_is_written_while_the_next_one_is_made(featurizer, path, monkeypatch):
+    Late(featurizer, monkeypatch)
+    with featurizer.featurize((X, Y), path, **OPTIONS) as store:
+        assert store.complete
+        assert np.array_equal(store.labels, Y.numpy())
+
+
+class Refilled(Margin):
+    """Returns its reweighting in the same memory each time."""
+
+    memory = torch.empty(SIZE)
+
+    def __call__(self, model, batch):
+        found = super().__call__(model, batch)
+        count = len(found.values)
+        reweighting = self.memory[:count].copy_(found.reweighting)
+        return Values(found.values, found.labels, reweighting)
+
+
+def test_a_caller_may_fill_its_labels_again(model, path, monkeypatch):
+    inputs, labels = torch.empty(SIZE, 5), torch.empty(SIZE, dtype=torch.long)
+
+    def refill(examples):
+        count = len(examples)
+        torch.stack([x for x, _ in examples], out=inputs[:count])
+        torch.stack([y for _, y in examples], out=labels[:count])
+        return inputs[:count], labels[:count]
+
+    loader = torch.utils.data.DataLoader(list(zip(X, Y, strict=True)), SIZE, collate_fn=refill)
+    featurizer = Featurizer(model, Refilled(), proj_dim=64)
+    rows, values = Featurizer(model, "margin", proj_dim=64).rows_and_values((X, Y))
+    Late(featurizer, monkeypatch)
+    with featurizer.featurize(loader, path, progress=False) as store:
+        torch.testing.assert_close(store.torch(), rows, rtol=1e-5, atol=1e-6)
+        assert np.array_equal(store.labels, Y.numpy())
+        q = values.reweighting.numpy()
+        np.testing.assert_allclose(store.column("reweighting"), q, rtol=1e-5)
+
+
+class Watch(TorchDispatchMode):
+    """Collect the operations of the thread that enters it."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip", "keep"])
+def test_the_thread_that_writes_leaves_torch_alone(model, path, on_nonfinite, monkeypatch):
+    watches = []
+
+    class WatchingSlot(PlainSlot):
+        def finish(self):
+            if not watches:
+                watches.append(Watch())
+                watches[0].__enter__()  # for as long as the thread lasts
+            return super().finish()
+
+    monkeypatch.setattr(writing, "slots_for", lambda device: [WatchingSlot(), WatchingSlot()])
+    featurizer = Featurizer(model, "margin", proj_dim=64, on_nonfinite=on_nonfinite)
+    featurizer.featurize((X, Y.int()), path, indices=range(N), **OPTIONS).close()
+    assert len(watches) == 1
+    assert set(watches[0].found) == {"aten::detach"}  # which is numpy(), and copies nothing
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_modes_of_the_caller(featurizer, path, mode):
+    rows, values = featurizer.rows_and_values((X, Y))
+    with mode(), featurizer.featurize((X.clone(), Y.clone()), path, **OPTIONS) as store:
+        torch.testing.assert_close(store.torch(), rows, rtol=1e-5, atol=1e-6)
+        assert np.array_equal(store.labels, Y.numpy())
+        q = values.reweighting.numpy()
+        np.testing.assert_allclose(store.column("reweighting"), q, rtol=1e-5)
+
+
+def test_the_bar_counts_what_is_written_and_is_closed_after_it(featurizer, path, monkeypatch):
+    events, left = [], threading.Event()
+    write, batches = writing.RowWriter.write, iter(range(3))
+
+    class Bar(writing.tqdm):
+        def update(self, n):
+            events.append(n)
+
+        def close(self):
+            events.append("closed")
+            super().close()
+
+    def write_late(writer, index, *rest):
+        assert index[0] < SIZE or left.wait(PATIENCE)
+        write(writer, index, *rest)
+
+    def rows_and_values(batch):
+        if next(batches) == 2:
+            left.set()
+            raise KeyboardInterrupt
+        return make(batch)
+
+    make = featurizer.rows_and_values
+    featurizer.rows_and_values = rows_and_values
+    monkeypatch.setattr(writing, "tqdm", Bar)
+    monkeypatch.setattr(writing.RowWriter, "write", write_late)
+    with pytest.raises(KeyboardInterrupt):
+        featurizer.featurize((X, Y), path, **OPTIONS)
+    assert events[:3] == [SIZE, SIZE, "closed"]
+
+
 def test_rows_labels_and_reweighting(featurizer, path):
     rows, values = featurizer.rows_and_values((X, Y))
     with featurizer.featurize((X, Y), path, indices=range(N), **OPTIONS) as store:
@@ -88,7 +232,7 @@ def test_batches_before_an_error_are_written(featurizer, path, batch, error):
     with pytest.raises(type(error)):
         featurizer.featurize((X, Y), path, **OPTIONS)
     with FeatureStore(path) as store:
-        assert store.done.sum() == batch * SIZE
+        assert store.num_done == batch * SIZE
         assert np.array_equal(store.labels[: batch * SIZE], Y[: batch * SIZE].numpy())
 
 
@@ -143,8 +287,9 @@ def test_a_disk_that_refuses_ends_it(featurizer, path, monkeypatch):
         raise StoreError("the disk refused the data")
 
     monkeypatch.setattr(writing.RowWriter, "write", refuse)
-    with pytest.raises(StoreError, match="the disk refused"):
+    with pytest.raises(StoreError, match="the disk refused") as found:
         featurizer.featurize((X, Y), path, **OPTIONS)
+    assert "refuse" in [frame.name for frame in traceback.extract_tb(found.tb)]
 
 
 @pytest.mark.gpu
