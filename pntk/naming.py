@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pntk.errors import ConfigError, ModelError
+from pntk.unsharded import refuse_sharded
 
 ParamFilter = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
 
@@ -53,9 +54,11 @@ def select_parameters(model: nn.Module, chosen: ParamFilter) -> dict[str, nn.Par
             ``(name, parameter) -> bool``; an explicit choice also takes frozen parameters.
 
     Raises:
-        ModelError: the model has no parameters.
+        ModelError: the model has no parameters, or is spread over processes.
         ConfigError: nothing was selected, or a glob matches nothing.
     """
+    refuse_sharded(model)
+    _refuse_replicas_inside(model)
     everything = named_parameters(model)
     if not everything:
         raise ModelError(
@@ -100,6 +103,16 @@ def select_parameters(model: nn.Module, chosen: ParamFilter) -> dict[str, nn.Par
     )
 
 
+def _refuse_replicas_inside(model: nn.Module) -> None:
+    """Refuse DistributedDataParallel around a part of a model, whose every pass is a collective."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise ModelError(
+                f"{canonical(name)} is a DistributedDataParallel inside the model; expected it "
+                "around the whole model: put its .module in its place while featurizing"
+            )
+
+
 def _usable(params: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """Return the parameters that hold numbers, all of a type that has gradients."""
     for name, p in params.items():
@@ -118,7 +131,12 @@ def _usable(params: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a hash of all weights and persistent buffers: canonical names, types and values."""
+    """Return a hash of all weights and persistent buffers: canonical names, types and values.
+
+    Raises:
+        ModelError: the model is spread over processes.
+    """
+    refuse_sharded(model)
     digest = hashlib.blake2b(digest_size=16)
     tensors: dict[str, Tensor] = {canonical(k): v for k, v in model.state_dict().items()}
     for name in sorted(tensors):
