@@ -2,14 +2,16 @@
 
 from pntk import errors, outputs
 from pntk._version import __version__
-from pntk.featurizer import Featurizer
 
-# The function takes the place of its package as attribute of pntk; `from pntk.ntk.projected import
-# ...` finds the package all the same.
+# Some functions take the place of the module or package of that name as attribute of pntk;
+# `from pntk.ntk.projected import ...` finds the package all the same.
+from pntk.export import export
+from pntk.featurizer import Featurizer
 from pntk.ntk.projected import ntk
 from pntk.projection.spec import ProjectionSpec
 from pntk.retrieval import TopK, topk
-from pntk.store import FeatureStore
+from pntk.store import FeatureStore, join, repair
+from pntk.unsharded import unsharded
 
 __all__ = [
     "FeatureStore",
@@ -18,7 +20,11 @@ __all__ = [
     "TopK",
     "__version__",
     "errors",
+    "export",
+    "join",
     "ntk",
     "outputs",
+    "repair",
     "topk",
+    "unsharded",
 ]

@@ -51,6 +51,10 @@ class StoreError(PntkError, OSError):
     """A store file cannot be created, opened, resumed or trusted."""
 
 
+class DistributedError(PntkError, RuntimeError):
+    """The processes that share the work do not agree, or one of them has ended."""
+
+
 class MissingExtraError(PntkError, ImportError):
     """An optional dependency is needed and not installed."""
 

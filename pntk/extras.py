@@ -1,4 +1,4 @@
-"""Optional dependencies of the report."""
+"""Optional dependencies."""
 
 import importlib
 from types import ModuleType
@@ -6,8 +6,8 @@ from types import ModuleType
 from pntk.errors import MissingExtraError
 
 
-def require(module: str, what: str = "the report") -> ModuleType:
-    """Import a module of the ``analysis`` extra, which ``what`` needs.
+def require(module: str, what: str = "the report", extra: str = "analysis") -> ModuleType:
+    """Import a module of an extra, which ``what`` needs.
 
     Raises:
         MissingExtraError: The package is not installed. A package that is installed and broken
@@ -20,5 +20,5 @@ def require(module: str, what: str = "the report") -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise MissingExtraError(
-            f'{what} needs {package}, which is not installed: pip install "pntk[analysis]"'
+            f'{what} needs {package}, which is not installed: pip install "pntk[{extra}]"'
         ) from error

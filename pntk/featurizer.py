@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from pntk._version import __version__
 from pntk.batch import batch_size as size_of
 from pntk.batch import check_device, plain, take, to_device
 from pntk.compiled import outside_graphs
+from pntk.distributed import is_distributed
 from pntk.errors import ConfigError, ModelError, is_out_of_memory
 from pntk.gradients.capture import capture
 from pntk.gradients.check import check_alone, check_sum, tolerance
@@ -43,12 +45,15 @@ from pntk.projection.dispatch import Projector, resolve_impl, workspace_bytes
 from pntk.projection.signs import SIGN_CACHE_BYTES
 from pntk.projection.spec import ProjectionSpec
 from pntk.retrieval import TopK, topk
+from pntk.sharding import checked_shard, featurize_shards, one_shard
 from pntk.store import FeatureStore, RowWriter, StoreHeader
+from pntk.store.shards import find_shards
 from pntk.writing import checked_indices, raise_if_nonfinite, write_rows
 
 log = logging.getLogger("pntk")
 
 PRECISIONS = ("fp32", "fp64", "bf16")
+STORAGE = ("full", "fp16")
 ON_NONFINITE = ("raise", "skip", "keep")
 CHECKED_SAMPLES = 8
 
@@ -318,8 +323,14 @@ class Featurizer:
         num_rows: int | None = None,
         indices: Sequence[int] | Tensor | np.ndarray | None = None,
         sync_interval: float = 5.0,
+        storage: str = "full",
+        shards: int | None = None,
+        shard: tuple[int, int] | None = None,
     ) -> FeatureStore:
         """Write the rows of a data set to a store; run again, it goes on where it stopped.
+
+        Where torch.distributed has been initialised with several ranks, all of them call this, and
+        share the rows: each writes shards of its own, and rank 0 joins them.
 
         Args:
             data: a tensor, a tuple or mapping of tensors, a map-style data set, or a DataLoader
@@ -330,32 +341,57 @@ class Featurizer:
             progress: whether to show a progress bar.
             num_rows: length of an iterable data set.
             indices: what to record as each row's index in a larger data set, [n].
-            sync_interval: seconds between syncs to disk; a kill loses at most this much work.
+            sync_interval: seconds between syncs to disk; a power cut loses at most this much work.
+            storage: ``full``, or ``fp16``: 11 bits and a scale a row, half the space.
+            shards: number of files to write the rows to; None for one a rank, or those that are
+                there: any number of ranks can go on with them.
+            shard: (i, n) writes the i-th of n shards alone, counted from 0, for processes that do
+                not talk to each other; ``pntk.join`` makes the store of them.
 
         Returns:
-            The store, open for reading.
+            The store, open for reading; with ``shard``, that of the shard.
 
         Raises:
+            DistributedError: the ranks differ, or another one has ended; its rows are kept.
             StoreError: the file has other rows, is locked, damaged, or does not fit on the disk.
             DataError, OutputError, NonFiniteError: bad data; rows made before are kept.
             OutOfMemoryError: with the batch size that would fit; rows made before are kept.
         """
+        _one_of("storage", storage, STORAGE)
+        if storage == "fp16" and self.dtype == torch.float64:
+            raise ConfigError(
+                "storage='fp16' is for rows of float32, these are float64: use 'full'"
+            )
         batches = Batches(data, batch_size, num_rows)
         recorded = checked_indices(indices, batches.length)
         first = batches.first()
         self._within_memory(size_of(first), self._prepared, self._moved(first))
         batch_that_fits(self._plan, self._ready, batches.batch_size, self.memory_budget)
         header = self._header(batches.length, with_indices=recorded is not None)
-        with RowWriter.open(path, header, resume=resume, sync_interval=sync_interval) as writer:
-            write_rows(
-                lambda batch: self.rows_and_values(self._moved(batch)),
-                batches,
-                writer,
-                device=self.device,
-                on_nonfinite=self.on_nonfinite,
-                indices=recorded,
-                progress=progress,
-            )
+        if storage == "fp16":
+            header = replace(header, dtype="float16")
+
+        def fill(file: Path, header: StoreHeader) -> None:
+            with RowWriter.open(file, header, resume=resume, sync_interval=sync_interval) as writer:
+                write_rows(
+                    lambda batch: self.rows_and_values(self._moved(batch)),
+                    batches,
+                    writer,
+                    device=self.device,
+                    on_nonfinite=self.on_nonfinite,
+                    indices=recorded,
+                    progress=progress,
+                )
+
+        path = Path(os.path.abspath(path))
+        size = batches.batch_size
+        if shard is not None:
+            path, header = one_shard(path, header, size, *checked_shard(shard, shards))
+            fill(path, header)
+        elif shards is not None or is_distributed() or find_shards(path):
+            featurize_shards(path, header, size, shards, fill, resume=resume)
+        else:
+            fill(path, header)
         return FeatureStore(path)
 
     def _moved(self, batch: Any) -> Any:

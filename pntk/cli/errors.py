@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -67,9 +71,19 @@ def _sigterm_raises() -> Iterator[None]:
 
 @contextmanager
 def explain_stop(how_to_resume: Any) -> Iterator[None]:
-    """Say what ``how_to_resume()`` returns when the work inside is stopped from outside."""
+    """Say what ``how_to_resume()`` returns, if anything, when the work is stopped from outside."""
     try:
         yield
     except KeyboardInterrupt:
-        say(f"stopped: {how_to_resume()}")
+        message = how_to_resume()
+        if message:
+            say(f"stopped: {message}")
         raise
+
+
+def this_command() -> str:
+    """Return the command line of this process, to be given again."""
+    program = ["pntk"] if Path(sys.argv[0]).name == "pntk" else ["python", "-m", "pntk"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        program = ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "-m", "pntk"]
+    return shlex.join([*program, *sys.argv[1:]])

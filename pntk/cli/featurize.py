@@ -17,21 +17,26 @@ from pntk.cli.common import (
     print_json,
     say,
 )
-from pntk.cli.errors import explain_stop
+from pntk.cli.errors import explain_stop, this_command
 from pntk.cli.factories import load_data, load_model, pick_device
+from pntk.distributed import launched
 from pntk.errors import ConfigError
-from pntk.featurizer import ON_NONFINITE, PRECISIONS, Featurizer
+from pntk.featurizer import ON_NONFINITE, PRECISIONS, STORAGE, Featurizer
 from pntk.memory import parse_bytes
 from pntk.outputs import OUTPUTS, Output, Trace, resolve_output
 from pntk.projection.dispatch import IMPLEMENTATIONS
 from pntk.projection.spec import FAMILIES, MAX_SEED, ProjectionSpec
 from pntk.store import FeatureStore
+from pntk.store.shards import find_shards, shard_path
 
 NAME = "featurize"
 EXAMPLES = (
     "pntk featurize --model train:net --data train:digits --out train.h5",
     "pntk featurize --model train:net --checkpoint net.pt --data train:digits"
     " --output trace --probes 8 --params 'layer4.*' --out train.h5",
+    "torchrun --nproc-per-node 8 -m pntk featurize --model train:net --data train:digits"
+    " --out train.h5",
+    "pntk featurize --model train:net --data train:digits --out train.h5 --shard 3/16",
 )
 
 
@@ -108,6 +113,20 @@ def command(
             min=0, metavar="SECONDS", help="Seconds between syncs: the work that a kill can lose."
         ),
     ] = 5.0,
+    storage: Annotated[
+        str,
+        typer.Option(
+            **choice(*STORAGE), help="fp16 keeps 11 bits of a number, and half the space."
+        ),
+    ] = "full",
+    shards: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Files to write to; one a process, unless told."),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Write the I-th of N shards alone (0 to N-1); then join."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with a store that exists.")
     ] = True,
@@ -126,49 +145,82 @@ def command(
 
     The factories are called without arguments; the current folder is on the import path. Stopped
     at any moment, the same command goes on where it was.
+
+    Several processes share the work under torchrun, each with a GPU if there are enough. Jobs that
+    do not talk to each other take a shard each (--shard), and pntk join makes one store of them.
     """
-    spec = ProjectionSpec(projection, proj_dim, seed)
-    differentiated = _output(output, probes)
-    parse_bytes(memory_budget)
-    before = _rows_there(out, resume)
-    network = load_model(model, checkpoint, pick_device(device), keep_mode=keep_mode)
-    examples = load_data(data)
-    featurizer = Featurizer(
-        network,
-        differentiated,
-        spec,
-        params=params or None,
-        impl=impl,
-        precision=precision,
-        memory_budget=memory_budget,
-        fallback=fallback or (),
-        check=check,
-        on_nonfinite=on_nonfinite,
-    )
-    start = time.perf_counter()
-    with explain_stop(lambda: how_to_resume(out)):
-        store = featurizer.featurize(
-            examples,
-            out,
-            batch_size=batch_size,
-            resume=resume,
-            progress=progress,
-            num_rows=num_rows,
-            sync_interval=sync_interval,
+    with launched() as rank:
+        spec = ProjectionSpec(projection, proj_dim, seed)
+        differentiated = _output(output, probes)
+        parse_bytes(memory_budget)
+        one = None if shard is None else parse_shard(shard)
+        before = _rows_there(out, one, resume, loud=rank == 0)
+        network = load_model(model, checkpoint, pick_device(device), keep_mode=keep_mode)
+        examples = load_data(data)
+        featurizer = Featurizer(
+            network,
+            differentiated,
+            spec,
+            params=params or None,
+            impl=impl,
+            precision=precision,
+            memory_budget=memory_budget,
+            fallback=fallback or (),
+            check=check,
+            on_nonfinite=on_nonfinite,
         )
-    result = _result(store, before, time.perf_counter() - start)
-    print_json(result) if as_json else _print(result)
+        start = time.perf_counter()
+        with explain_stop(lambda: how_to_resume(out, one) if rank == 0 else None):
+            store = featurizer.featurize(
+                examples,
+                out,
+                batch_size=batch_size,
+                resume=resume,
+                progress=progress and rank == 0,
+                num_rows=num_rows,
+                sync_interval=sync_interval,
+                storage=storage,
+                shards=shards,
+                shard=one,
+            )
+    if rank == 0:
+        result = _result(store, before, time.perf_counter() - start)
+        print_json(result) if as_json else _print(result)
 
 
-def how_to_resume(path: Path) -> str:
-    """Say how many rows a store holds, and what to do about the others."""
-    if not path.exists():
-        return "no row was written; run the same command again to start"
-    store = FeatureStore(path)
-    return (
-        f"{store.num_done:,} of {len(store):,} rows are in {path}; run the same command again to "
-        "go on from there"
-    )
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return (i, n) for a text such as ``3/16``.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise ConfigError(f"--shard is {text!r}; expected I/N, from 0/16 to 15/16 of 16 shards")
+    return int(index), int(count)
+
+
+def how_to_resume(path: Path, shard: tuple[int, int] | None = None) -> str:
+    """Say how many rows there are, and with which command to make the others."""
+    files = _files(path, shard)
+    if not files:
+        return f"no row was written; start again with: {this_command()}"
+    done, rows = _count(files)
+    return f"{done:,} of {rows:,} rows are in {path}; go on from there with: {this_command()}"
+
+
+def _files(path: Path, shard: tuple[int, int] | None) -> list[Path]:
+    """Files with rows of a store that there are."""
+    if shard is not None:
+        path = shard_path(path, *shard)
+    return (find_shards(path) if shard is None else []) or ([path] if path.exists() else [])
+
+
+def _count(files: list[Path]) -> tuple[int, int]:
+    """Rows that are there, and rows of the whole."""
+    stores = [FeatureStore(file) for file in files]
+    rows = len(stores[0]) if len(stores) == 1 else stores[0].header.whole().rows
+    return sum(store.num_done for store in stores), rows
 
 
 def _output(name: str, probes: int) -> Output:
@@ -177,15 +229,16 @@ def _output(name: str, probes: int) -> Output:
     return Trace(probes) if name == "trace" else resolve_output(name)
 
 
-def _rows_there(out: Path, resume: bool) -> int:
-    """Return the rows that the store holds already, after checking that it may be written to."""
+def _rows_there(out: Path, shard: tuple[int, int] | None, resume: bool, *, loud: bool) -> int:
+    """Return the rows that there are already, after checking that they may be added to."""
     check_out(out, new=not resume)
-    if not out.exists():
+    files = _files(out, shard)
+    if not files:
         return 0
-    store = FeatureStore(out)
-    if not store.complete:
-        say(f"resuming: {store.num_done:,} of {len(store):,} rows are in {out}")
-    return store.num_done
+    done, rows = _count(files)
+    if loud and done < rows:
+        say(f"resuming: {done:,} of {rows:,} rows are in {out}")
+    return done
 
 
 def _result(store: FeatureStore, before: int, seconds: float) -> dict[str, Any]:
@@ -194,7 +247,7 @@ def _result(store: FeatureStore, before: int, seconds: float) -> dict[str, Any]:
         "rows": len(store),
         "width": store.header.width,
         "dtype": store.header.dtype,
-        "bytes": store.path.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in store.files),
         "computed": store.num_done - before,
         "skipped": store.skipped.tolist(),
         "seconds": round(seconds, 3),

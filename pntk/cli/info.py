@@ -19,6 +19,7 @@ from pntk.errors import KernelError
 from pntk.projection import bits, cuda
 from pntk.projection.dispatch import GPU, IMPLEMENTATIONS, why_not
 from pntk.store import FeatureStore
+from pntk.store.layout import is_present
 
 NAME = "info"
 EXAMPLES = ("pntk info", "pntk info train.h5", "pntk info train.h5 --json | jq .missing")
@@ -155,12 +156,13 @@ def _environment_facts(values: dict[str, Any]) -> dict[str, str]:
 def describe_store(store: FeatureStore) -> dict[str, Any]:
     """Return what a store holds and what made it."""
     header = store.header
-    present = store.done != 0
+    present = is_present(store.done)
     labels = None if store.labels is None else store.labels[present]
     found = [] if labels is None else np.unique(labels[labels >= 0], return_counts=True)
     return {
         "path": store.path,
-        "bytes": store.path.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in {store.path, *store.files}),
+        "files": [str(file) for file in store.files],
         "rows": len(store),
         "done": store.num_done - len(store.skipped),
         "missing": len(store) - store.num_done,
@@ -184,7 +186,7 @@ def _store_facts(values: dict[str, Any]) -> dict[str, str]:
     labels = [f"{label}: {number:,}" for label, number in values["labels"].items()]
     more = ", ..." if len(labels) > SHOWN_LABELS else ""
     return {
-        "store": f"{values['path']} ({format_bytes(values['bytes'])})",
+        "store": f"{values['path']} ({format_bytes(values['bytes'])}{_joined(values['files'])})",
         "rows": f"{values['rows']:,}: {values['done']:,} done, {values['missing']:,} missing, "
         f"{len(values['skipped']):,} skipped",
         "width": f"{values['width']:,} {values['dtype']}, sums in {values['precision']}",
@@ -198,6 +200,10 @@ def _store_facts(values: dict[str, Any]) -> dict[str, str]:
         "weights": values["weights"],
         "made by": _pairs(values["info"]),
     }
+
+
+def _joined(files: list[str]) -> str:
+    return f" in {len(files):,} joined files" if len(files) > 1 else ""
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from pntk.store import FeatureStore
 from pntk.store.layout import DONE
 
 VOTERS = 5
+BLOCK = 4096  # rows looked at together
 
 Labels = NDArray[np.int64]
 
@@ -27,9 +28,9 @@ def labels_of(store: FeatureStore) -> Labels:
 
 def usable_rows(store: FeatureStore) -> Labels:
     """Return the rows that were not skipped and hold no NaN or infinity."""
-    rows = store.numpy()
-    parts = [np.isfinite(rows[i : i + 4096]).all(1) for i in range(0, len(rows), 4096)]
-    return np.flatnonzero((store.done == DONE) & np.concatenate(parts)).astype(np.int64)
+    starts = range(0, len(store), BLOCK)
+    finite = [store.read(i, min(i + BLOCK, len(store))).isfinite().all(1) for i in starts]
+    return np.flatnonzero((store.done == DONE) & torch.cat(finite).numpy()).astype(np.int64)
 
 
 def balanced(labels: Labels, rows: Labels, size: int, rng: np.random.Generator) -> Labels:

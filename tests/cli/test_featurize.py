@@ -1,5 +1,6 @@
 import json
 import random
+import shlex
 import signal
 import sys
 import time
@@ -211,12 +212,28 @@ def test_stopped_from_outside(start, toy, number, code):
     done = FeatureStore("slow.h5").num_done
     assert 4 <= done < 60
     assert errors == (
-        f"stopped: {done} of 60 rows are in slow.h5; run the same command again to go on from "
-        "there\n"
+        f"stopped: {done} of 60 rows are in slow.h5; go on from there with: python -m pntk "
+        f"{shlex.join(map(str, SLOW))} --no-progress\n"
     )
+    command = shlex.split(errors.partition("with: python -m pntk ")[2])
+    assert start(*command).wait(60) == 0
+    assert FeatureStore("slow.h5").complete
 
 
 def test_stopped_before_the_first_row(toy):
     from pntk.cli.featurize import how_to_resume
 
-    assert how_to_resume(toy / "a.h5").startswith("no row was written; run the same command")
+    assert how_to_resume(toy / "a.h5").startswith("no row was written; start again with: ")
+
+
+def test_the_command_to_go_on_with(monkeypatch):
+    from pntk.cli.errors import this_command
+
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/pntk", "featurize", "--out", "my rows.h5"])
+    assert this_command() == "pntk featurize --out 'my rows.h5'"
+    monkeypatch.setattr(sys, "argv", ["/lib/pntk/__main__.py", "featurize"])
+    assert this_command() == "python -m pntk featurize"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert this_command() == "torchrun --nproc-per-node 8 -m pntk featurize"

@@ -51,3 +51,12 @@ def test_errors(refused, stores, more, message):
 def test_missing_extra(refused, stores, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert 'pip install "pntk[analysis]"' in refused("report", "train.h5", "--out", "r.html")
+
+
+def test_joined_shards_and_half_precision(invoke, stores):
+    invoke("export", "train.h5", "--out", "half.h5", "--storage", "fp16")
+    invoke("join", "all.h5", "half.h5")
+    invoke("export", "test.h5", "--out", "queries.h5", "--storage", "fp16")
+    invoke("report", "all.h5", "--queries", "queries.h5", "--out", "report.html")
+    page = (stores / "report.html").read_text()
+    assert "Tangent kernel of " in page and "nearest neighbour has the same class" in page

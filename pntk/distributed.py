@@ -1,0 +1,115 @@
+"""The processes that share the work, if there are several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from pntk.errors import DistributedError
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(days=30)  # ranks wait for the slowest, however long its share takes
+
+
+class Group:
+    """One process that works alone."""
+
+    rank = 0
+    size = 1
+
+    def share(self, value: T) -> T:
+        """Return what rank 0 has given."""
+        return value
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+
+
+class Ranks(Group):
+    """The ranks of torch.distributed; they exchange a few words through gloo.
+
+    Args:
+        handle: a gloo process group of all ranks.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        import torch.distributed as dist
+
+        self._handle = handle
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def share(self, value: T) -> T:
+        """Return what rank 0 has given.
+
+        Raises:
+            DistributedError: another rank has ended.
+        """
+        import torch.distributed as dist
+
+        held = [value]
+        with _explained(self.rank):
+            dist.broadcast_object_list(held, src=0, group=self._handle)
+        return held[0]
+
+    def wait(self) -> None:
+        """Wait until every rank is here.
+
+        Raises:
+            DistributedError: another rank has ended.
+        """
+        import torch.distributed as dist
+
+        with _explained(self.rank):
+            dist.barrier(group=self._handle)
+
+
+def is_distributed() -> bool:
+    """Whether torch.distributed has been initialised with several ranks."""
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextmanager
+def processes() -> Iterator[Group]:
+    """Enter with all ranks of torch.distributed, if it has been initialised; else alone."""
+    import torch.distributed as dist
+
+    if not is_distributed():
+        yield Group()
+        return
+    handle = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    try:
+        yield Ranks(handle)
+    finally:
+        dist.destroy_process_group(handle)
+
+
+@contextmanager
+def launched() -> Iterator[int]:
+    """Join the processes that torchrun or the like has started, if it has, and yield the rank."""
+    import torch.distributed as dist
+
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0
+        return
+    dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _explained(rank: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise DistributedError(
+            f"rank {rank}: another rank has ended ({str(error).splitlines()[0]}); its own message "
+            "says why. Rows are kept: run the same command again, with any number of processes"
+        ) from error
