@@ -13,7 +13,7 @@ from pntk.store.layout import Array
 _TOP = 15
 _SMALLEST = -126  # exponent of the smallest normal float32
 _LARGEST = 128 - _TOP  # exponent of the scale of rows that reach up to the end of float32
-_LAST = 2.0**128 - 2.0**117  # the largest number below 2^128 that has 11 significant bits
+_LAST = np.float32(2.0**128 - 2.0**117)  # the largest with 11 significant bits
 
 
 def encode(rows: Array) -> tuple[Array, Array]:
@@ -21,13 +21,14 @@ def encode(rows: Array) -> tuple[Array, Array]:
 
     Infinity and NaN stay what they are, and no other number becomes one.
     """
-    data = torch.from_numpy(np.require(rows, requirements="W"))  # PyTorch warns of read-only ones
-    finite = data.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    exponents = torch.frexp(finite.abs().amax(dim=1)).exponent - _TOP
+    # NumPy, as torch would start a second pool of threads in the one that writes
+    largest = np.where(np.isfinite(rows), np.abs(rows), 0).max(axis=1)
+    exponents = np.frexp(largest)[1] - _TOP
     if (exponents == _LARGEST).any():  # or rounding up would give 2^128, which float32 has not
-        data = torch.where(data.isfinite(), data.clamp(-_LAST, _LAST), data)
-    scales = torch.ldexp(torch.ones(len(data)), exponents.clamp(min=_SMALLEST))
-    return (data / scales[:, None]).half().numpy(), scales.numpy()
+        rows = np.where(np.isfinite(rows), rows.clip(-_LAST, _LAST), rows)
+    scales = np.ldexp(np.float32(1), exponents.clip(min=_SMALLEST))
+    with np.errstate(invalid="ignore"):  # NaN
+        return (rows / scales[:, None]).astype(np.float16), scales
 
 
 def decode(features: Array, scales: Array) -> Tensor:
