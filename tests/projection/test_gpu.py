@@ -12,6 +12,7 @@ from torch import nn
 
 from pntk import Featurizer, ntk
 from pntk.errors import ConfigError
+from pntk.ntk import projected
 from pntk.projection import ProjectionSpec, cuda, gpu_ops, selftest
 from pntk.projection.dispatch import Projector
 from pntk.projection.reference import projection_matrix
@@ -356,9 +357,10 @@ def test_both_prepare_the_same_factors(device):
 
 @pytest.mark.skipif(not (HAS_GPU or INTERPRETED), reason="in a process of its own")
 @pytest.mark.parametrize("normalize", [False, True])
-def test_kernel_matrices(device, normalize):
+def test_kernel_matrices(device, normalize, monkeypatch):
+    monkeypatch.setattr(projected, "choose_tile", lambda need, budget: 40)
     a, b = torch.randn(70, 33), torch.randn(20, 33)
     for other in (None, b):
-        found = ntk(a, other, normalize=normalize, device=device, impl="triton", tile=40)
+        found = ntk(a, other, normalize=normalize, device=device, impl="triton")
         expected = ntk(a.double(), None if other is None else b.double(), normalize=normalize)
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
