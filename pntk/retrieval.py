@@ -1,17 +1,38 @@
-"""The nearest examples under a kernel of rows, without the kernel matrix."""
+"""The nearest examples under a kernel of rows, without the kernel matrix.
+
+Shapes: n rows of a store; m queries; d width of a row; k neighbours; b rows of a tile.
+"""
 
 from __future__ import annotations
 
+import math
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pntk.errors import ConfigError
-from pntk.rows import as_rows, check_same_map, check_widths, inverse_norms
-from pntk.store import FeatureStore
+from pntk.memory import parse_bytes
+from pntk.rows import Rows, as_rows, check_same_map, check_widths, row_norms
 
 METRICS = ("cosine", "dot")
+
+_GROUP = 32  # scores of which only the largest is compared at first
+_FEW = 4  # one group in so many is looked into by itself
+_QUERIES = 1024  # of a tile
+_SCORES = 2**21  # of a tile: what stays in a cache while it is looked through
+_FIRST_SCORES = 2**19  # of the first tile, which is looked through whole
+_TILE_BYTES = 2**24  # of rows in a tile, which are read twice: for the product and for norms
+_BLOCK_BYTES = 5 * 2**23  # of rows read at a time: large enough for the next to be read meanwhile
+_FIXED = 2**25  # what threads and the kernels that oneDNN writes take, whatever the sizes
+
+Floats = NDArray[Any]
+Ints = NDArray[np.int64]
 
 
 class TopK(NamedTuple):
@@ -27,31 +48,37 @@ class TopK(NamedTuple):
     indices: Tensor
 
 
+@torch.no_grad()
 def topk(
     queries: Any,
     store: Any,
     k: int = 5,
     *,
     metric: str = "cosine",
-    query_tile: int = 512,
-    tile: int = 4096,
+    memory_budget: int | str = "1GB",
     device: torch.device | str = "cpu",
 ) -> TopK:
     """Return, for each query, the k rows of the store with the largest kernel entries.
 
-    Rows that a store marks as skipped, and rows that are not finite, are never found.
+    The search is exact. A store is read block by block, once for as many queries as the budget
+    holds (6,000 of width 4096 with the default). Rows that a store marks as skipped, and rows
+    whose kernel entry is not finite, are never found.
 
     Args:
         queries: rows [m, d]: tensor, array or FeatureStore.
-        store: rows [n, d], of which at most ``tile`` meet at most ``query_tile`` queries at a time.
+        store: rows [n, d], likewise.
         k: how many, 1 to n.
         metric: ``cosine`` (normalised kernel) or ``dot`` (the kernel itself).
+        memory_budget: what the search may take beyond the queries, rows that are in memory
+            already, and the result: bytes, or a text such as "500MB".
+        device: where scores are computed.
 
     Returns:
         TopK of values [m, k] and indices [m, k].
 
     Raises:
-        ConfigError: k out of range, unknown metric, rows of different widths or maps.
+        ConfigError: k out of range, unknown metric, rows of different widths or maps, a budget
+            that is too small.
         StoreError: rows are missing.
 
     >>> topk(torch.eye(2), torch.tensor([[1.0, 1.0], [0.0, 2.0], [0.0, 1.0]]), k=2).indices
@@ -65,53 +92,269 @@ def topk(
     check_widths(left, right)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= right.shape[0]:
         raise ConfigError(f"k is {k!r}; expected 1 to {right.shape[0]}, the rows of the store")
-    if query_tile < 1 or tile < 1:
-        raise ConfigError(f"tiles are {query_tile} and {tile}; expected positive numbers of rows")
-    dtype = torch.promote_types(left.dtype, right.dtype)
-    scale = inverse_norms(right, tile).to(dtype) if metric == "cosine" else None
-    skipped: Any = store.skipped if isinstance(store, FeatureStore) else []
-    useless = torch.as_tensor(skipped, dtype=torch.int64, device=device)
-    found = []
-    for i in range(0, left.shape[0], query_tile):
-        x = left[i : i + query_tile].to(device=device, dtype=dtype)
+    sizes = _sizes(left, right, k, memory_budget)
+    m = left.shape[0]
+    values = torch.empty(m, k, dtype=torch.promote_types(left.dtype, right.dtype))
+    indices = torch.empty(m, k, dtype=torch.int64)
+    for i in range(0, m, sizes.queries):
+        x = left.block(i, i + sizes.queries).to(device=device, dtype=values.dtype)
         if metric == "cosine":
-            x = x * inverse_norms(x, tile)[:, None]
-        found.append(_search(x, right, scale, useless, k, tile))
-    values, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
-    if isinstance(queries, FeatureStore):
-        values[queries.skipped] = float("-inf")
-    return TopK(values, torch.where(values == float("-inf"), -1, indices))
+            x = x / _nonzero(row_norms(x))[:, None]
+        _search(x, right, metric, sizes, values[i : i + len(x)], indices[i : i + len(x)])
+    if len(left.skipped):
+        values[torch.from_numpy(left.skipped)] = float("-inf")
+    return TopK(values, indices.masked_fill_(values == float("-inf"), -1))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is held at a time.
+
+    Attributes:
+        queries: that one pass over the store serves.
+        block: rows that are read at once.
+        tile: rows of a block whose scores are computed at once, at most.
+        scores: of a tile.
+        first: scores of the first tile.
+    """
+
+    queries: int
+    block: int
+    tile: int
+    scores: int
+    first: int
+
+
+def _sizes(left: Rows, right: Rows, k: int, budget: int | str) -> Sizes:
+    """Share the budget: a quarter for queries, the rest for blocks and scores.
+
+    Raises:
+        ConfigError: it is too small.
+    """
+    given = parse_bytes(budget) or 0
+    itemsize = torch.promote_types(left.dtype, right.dtype).itemsize
+    row = right.shape[1] * itemsize
+    query = 2 * row + 4 * _width(k) * (itemsize + 8)
+    # three blocks, what oneDNN makes of a tile, its copy in another type: five of twelve parts
+    smallest = _FIXED + max(4 * query, 12 * row * _GROUP, 16 * itemsize * _GROUP)
+    if given < smallest:
+        raise ConfigError(
+            f"memory_budget is {given:,} bytes; rows of this width and this k need at least "
+            f"{smallest:,}"
+        )
+    room = given - _FIXED
+    block = max(_GROUP, min(_BLOCK_BYTES, room // 12) // row // _GROUP * _GROUP)
+    return Sizes(
+        queries=room // 4 // query,
+        block=block,
+        tile=max(_GROUP, min(_TILE_BYTES // row // _GROUP * _GROUP, block)),
+        scores=min(_SCORES, room // 16 // itemsize),
+        first=_FIRST_SCORES,
+    )
 
 
 def _search(
-    x: Tensor, rows: Tensor, scale: Tensor | None, useless: Tensor, k: int, tile: int
-) -> TopK:
-    best = TopK(x.new_empty(x.shape[0], 0), x.new_empty(x.shape[0], 0, dtype=torch.int64))
-    for j in range(0, rows.shape[0], tile):
-        scores = x @ rows[j : j + tile].to(x).T
-        if scale is not None:
-            scores *= scale[j : j + tile].to(scores)
-        scores.nan_to_num_(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
-        here = useless[(useless >= j) & (useless < j + tile)] - j
-        scores[:, here] = float("-inf")
-        values, indices = stable_topk(scores, min(k, scores.shape[1]))
-        values = torch.cat([best.values, values], dim=1)
-        indices = torch.cat([best.indices, indices + j], dim=1)
-        # what was found earlier has lower indices and stands first, so a stable sort keeps order
-        order = values.argsort(dim=1, descending=True, stable=True)[:, :k]
-        best = TopK(values.gather(1, order), indices.gather(1, order))
-    return TopK(best.values.cpu(), best.indices.cpu())
+    x: Tensor, rows: Rows, metric: str, sizes: Sizes, values: Tensor, indices: Tensor
+) -> None:
+    """Find the nearest rows of queries x [m, d] in one pass over the rows."""
+    skipped, k = rows.skipped, values.shape[1]
+    parts = x.split(_QUERIES)
+    found = [_Nearest(k) for _ in parts]
+    for start, stop, block in _tiles(rows, len(parts[0]), k, sizes):
+        y = block.to(x)
+        norms = _nonzero(row_norms(y)) if metric == "cosine" else None
+        here = skipped[(skipped >= start) & (skipped < stop)] - start if len(skipped) else skipped
+        useless = torch.from_numpy(here).to(x.device)
+        for part, nearest in zip(parts, found, strict=True):
+            scores = _product(part, y)
+            if norms is not None:
+                scores /= norms
+            if len(useless):
+                scores[:, useless] = float("-inf")
+            nearest.add(scores, start)
+    for i, nearest in enumerate(found):
+        place = slice(i * _QUERIES, (i + 1) * _QUERIES)
+        nearest.write(values[place], indices[place])
 
 
-def stable_topk(scores: Tensor, k: int) -> TopK:
-    """Return the k largest of each row; among equals, those with the lower index."""
-    values, indices = scores.topk(k, dim=1)
-    smallest = values[:, -1:]
-    cut = (scores == smallest).sum(1) > (values == smallest).sum(1)
-    if bool(cut.any()):  # equal scores on both sides of the cut: sort those rows whole
-        order = scores[cut].argsort(dim=1, descending=True, stable=True)[:, :k]
-        indices[cut] = order
-    indices = indices.sort(dim=1).values
-    values = scores.gather(1, indices)
-    order = values.argsort(dim=1, descending=True, stable=True)
-    return TopK(values.gather(1, order), indices.gather(1, order))
+def _tiles(rows: Rows, queries: int, k: int, sizes: Sizes) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield (start, stop, rows) in order: few rows at first, until there are scores to beat."""
+    n, seen = rows.shape[0], 0
+    most = max(_GROUP, min(sizes.tile, sizes.scores // queries // _GROUP * _GROUP))
+    least = min(most, max(sizes.first // queries, k) // _GROUP * _GROUP + _GROUP)
+    for start, block in rows.blocks(sizes.block if rows.copied else n):
+        while seen < start + len(block):
+            size = min(most, max(least, seen // _GROUP * _GROUP), start + len(block) - seen)
+            yield seen, seen + size, block[seen - start : seen - start + size]
+            seen += size
+    assert seen == n
+
+
+def _nonzero(norms: Tensor) -> Tensor:
+    """Return norms that can be divided by: rows of zeros have the cosine 0."""
+    return norms.masked_fill_(norms == 0, 1)
+
+
+# What torch.compile makes of a linear layer: oneDNN, where a matrix product goes to MKL, which
+# leaves AVX-512 unused on processors that are not Intel's and is half as fast there.
+_onednn = None
+if platform.machine() in ("x86_64", "AMD64"):
+    _onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """Return x y^T [m, b]."""
+    if _onednn is not None and x.dtype == torch.float32 and x.device.type == "cpu":
+        scores: Tensor = _onednn(x, y, None, "none", [], "")
+        return scores
+    return x @ y.T
+
+
+def _width(k: int) -> int:
+    """Return the length of the list in which the k best of a query are looked for."""
+    return 3 * k + 64
+
+
+class _Nearest:
+    """The best k scores of each query so far, and others that may be among them.
+
+    They stand in the order of the store, so that among equals the first one is the one to keep.
+    All of this is NumPy's, whose comparisons and partitions are several times as fast as
+    PyTorch's on a CPU.
+
+    Args:
+        k: how many are looked for.
+    """
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.values = np.empty((0, 0), dtype=np.float32)  # [m, _width(k)], or of the first rows
+        self.indices = np.empty((0, 0), dtype=np.int64)  # alone [m, <= k]
+        self.used: Ints | None = None  # [m], numbers in each list; None while there are no lists
+        self.floor = self.values  # [m, 1], what a score has to exceed
+
+    def add(self, scores: Tensor, start: int) -> None:
+        """Take in the scores [m, b] of rows from ``start``; they are overwritten."""
+        if not len(self.values):
+            self.values, columns = _largest_of(scores, self.k)
+            self.indices = columns + start
+        elif scores.device.type != "cpu":
+            self._add_largest(scores, start)
+        elif not 0 < scores.shape[1] % _GROUP < scores.shape[1]:
+            self._add_above_floor(scores, start)
+        else:
+            whole = scores.shape[1] // _GROUP * _GROUP
+            self._add_above_floor(scores[:, :whole], start)
+            self._add_above_floor(scores[:, whole:], start + whole)
+
+    def write(self, values: Tensor, indices: Tensor) -> None:
+        """Write the best k [m, k], in descending order."""
+        if self.used is not None:
+            self._squeeze()
+        found = torch.from_numpy(self.values[:, : self.k])
+        found, order = found.sort(dim=1, descending=True, stable=True)
+        values.copy_(found)
+        torch.gather(torch.from_numpy(self.indices[:, : self.k]), 1, order, out=indices)
+
+    def _add_above_floor(self, scores: Tensor, start: int) -> None:
+        used = self._lists()
+        query, column = _above(scores, self.floor)
+        value = scores.numpy()[query, column]
+        usable = value < np.inf
+        if not usable.all():
+            query, column, value = query[usable], column[usable], value[usable]
+        if not len(query):
+            return
+        counts = np.bincount(query, minlength=len(used))
+        if counts.max() > self.values.shape[1] - self.k:
+            return self._add_largest(scores, start)
+        if (used + counts).max() > self.values.shape[1]:
+            self._squeeze()
+        at = np.arange(len(query)) + (used + counts - counts.cumsum())[query]
+        self.values[query, at] = value
+        self.indices[query, at] = column + start
+        used += counts
+
+    def _add_largest(self, scores: Tensor, start: int) -> None:
+        """Take in many scores at once."""
+        self._lists()
+        values, columns = _largest_of(scores, self.k)
+        self._squeeze()
+        place = slice(self.k, self.k + columns.shape[1])
+        self.values[:, place] = values
+        self.indices[:, place] = columns + start
+        self._squeeze()
+
+    def _lists(self) -> Ints:
+        """Return how much of each list is used; they are made when the second tile comes."""
+        if self.used is None:
+            values, indices = self.values, self.indices
+            shape = (len(values), _width(self.k))
+            self.values = np.full(shape, -np.inf, dtype=values.dtype)
+            self.indices = np.full(shape, -1)
+            self.values[:, : values.shape[1]] = values
+            self.indices[:, : values.shape[1]] = indices
+            self.used = np.full(len(values), self.k)
+            self._set_floor()
+        return self.used
+
+    def _squeeze(self) -> None:
+        """Keep the best k."""
+        places = np.divmod(largest(self.values, self.k), self.values.shape[1])
+        shape = (len(self.values), self.k)
+        self.values[:, : self.k] = self.values[places].reshape(shape)
+        self.values[:, self.k :] = -np.inf
+        self.indices[:, : self.k] = self.indices[places].reshape(shape)
+        self._lists()[:] = self.k
+        self._set_floor()
+
+    def _set_floor(self) -> None:
+        self.floor = self.values[:, : self.k].min(axis=1, keepdims=True)
+
+
+def _largest_of(scores: Tensor, k: int) -> tuple[Floats, Ints]:
+    """Return the largest usable scores [m, min(k, b)] and their columns; scores are overwritten."""
+    scores.nan_to_num_(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+    k = min(k, scores.shape[1])
+    if scores.device.type != "cpu":
+        columns = largest_in_torch(scores, k)
+        return scores.gather(1, columns).cpu().numpy(), columns.cpu().numpy()
+    query, column = np.divmod(largest(scores.numpy(), k), scores.shape[1])
+    return scores.numpy()[query, column].reshape(-1, k), column.reshape(-1, k)
+
+
+def _above(scores: Tensor, floor: Floats) -> tuple[Ints, Ints]:
+    """Return (query, column) of the scores [m, b] above a floor [m, 1], sorted."""
+    b = scores.shape[1]
+    if b >= _GROUP:
+        most = scores.unflatten(1, (-1, _GROUP)).amax(2).numpy()
+        # what is not below: of a group with NaN the largest is NaN
+        query, group = np.divmod(np.flatnonzero(~(most <= floor)), most.shape[1])
+        if _FEW * len(query) < most.size:
+            near = scores.unflatten(1, (-1, _GROUP)).numpy()[query, group]
+            hit, column = np.divmod(np.flatnonzero(near > floor[query]), _GROUP)
+            return query[hit], group[hit] * _GROUP + column
+    return np.divmod(np.flatnonzero(scores.numpy() > floor), b)
+
+
+def largest(scores: Floats, k: int) -> Ints:
+    """Return where the k largest scores [m, b] of each row are, ascending [m k], of the flat array.
+
+    Among equals those with the lower index are taken. There must be no NaN.
+    """
+    m, b = scores.shape
+    kth = np.partition(scores, b - k, axis=1)[:, b - k, None]
+    places = np.flatnonzero(scores >= kth)
+    if len(places) > m * k:  # equals of which some have to go
+        above, equal = scores > kth, scores == kth
+        equal &= equal.cumsum(axis=1) <= k - above.sum(axis=1, keepdims=True)
+        places = np.flatnonzero(above | equal)
+    return places
+
+
+def largest_in_torch(scores: Tensor, k: int) -> Tensor:
+    """Return the columns [m, k] of :func:`largest`, ascending, on the device of the scores."""
+    kth = scores.topk(k, dim=1).values[:, -1:]
+    above, equal = scores > kth, scores == kth
+    equal &= equal.cumsum(1) <= k - above.sum(1, keepdim=True)
+    return (above | equal).nonzero()[:, 1].view(-1, k)

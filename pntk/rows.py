@@ -1,8 +1,11 @@
-"""Rows from wherever they are: a tensor, an array or a store."""
+"""Rows from wherever they are, a block at a time: a tensor, an array or a store."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,17 +15,86 @@ from torch import Tensor
 from pntk.errors import ConfigError
 from pntk.store import FeatureStore
 
+_HALF = (torch.float16, torch.bfloat16)
+# Larger allocations come from the system and go back to it. Of smaller ones that one thread makes
+# and another frees, glibc keeps tens of megabytes.
+_FROM_SYSTEM = 2**25
+_SAFE = (1e-15, 1e15)  # norms whose squares float32 holds with all digits
 
-def as_rows(rows: Any, what: str = "rows") -> Tensor:
-    """Return rows [n, k] as a floating point tensor; a store's are mapped, not read.
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows [n, k] that are had in blocks, of which a store keeps none in memory.
+
+    Attributes:
+        source: a tensor [n, k], or a store without missing rows.
+    """
+
+    source: Tensor | FeatureStore
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, k)."""
+        n, k = self.source.shape
+        return n, k
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the blocks: float32 or float64."""
+        return torch.float32 if self.source.dtype in _HALF else self.source.dtype
+
+    @property
+    def copied(self) -> bool:
+        """Whether a block takes memory of its own."""
+        return isinstance(self.source, FeatureStore) or self.source.dtype in _HALF
+
+    @property
+    def skipped(self) -> np.ndarray:
+        """Rows that a store marks as left out, ascending."""
+        if isinstance(self.source, FeatureStore):
+            return self.source.skipped
+        return np.empty(0, dtype=np.int64)
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """Return rows ``start`` to ``stop``; a view where a tensor holds them as they are."""
+        if isinstance(self.source, FeatureStore):
+            return self.source.read(start, min(stop, len(self.source)))
+        return self.source[start:stop].to(self.dtype)
+
+    def blocks(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield (start, rows) in order; where blocks are large the next one is read meanwhile.
+
+        Args:
+            size: rows of a block, of which a store has three in memory at most.
+        """
+        n, width = self.shape
+        starts = range(0, n, size)
+        large = size * width * self.dtype.itemsize > _FROM_SYSTEM and len(starts) > 1
+        if not (isinstance(self.source, FeatureStore) and large):
+            for start in starts:
+                yield start, self.block(start, start + size)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self.block, 0, size)
+            for start in starts:
+                block = coming.result()
+                if start + size < n:
+                    coming = reader.submit(self.block, start + size, start + 2 * size)
+                yield start, block
+
+
+def as_rows(rows: Any, what: str = "rows") -> Rows:
+    """Return rows [n, k] that are had in blocks.
 
     Raises:
         ConfigError: not two-dimensional, not floating point, or empty.
         StoreError: rows of the store are missing.
     """
+    if isinstance(rows, Rows):
+        return rows
     if isinstance(rows, FeatureStore):
         rows.require_complete()
-        return rows.torch()
+        return Rows(rows)
     if isinstance(rows, np.ndarray):
         with warnings.catch_warnings():  # torch warns of arrays that cannot be written to
             warnings.simplefilter("ignore", UserWarning)
@@ -38,10 +110,10 @@ def as_rows(rows: Any, what: str = "rows") -> Tensor:
         )
     if 0 in rows.shape:
         raise ConfigError(f"{what} is empty: shape {tuple(rows.shape)}; expected at least one row")
-    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+    return Rows(rows.detach())
 
 
-def check_widths(a: Tensor, b: Tensor) -> None:
+def check_widths(a: Rows, b: Rows) -> None:
     """Refuse two sets of rows that are not of one projection's width and type.
 
     Raises:
@@ -71,7 +143,22 @@ def check_same_map(a: Any, b: Any) -> None:
             )
 
 
-def inverse_norms(rows: Tensor, tile: int) -> Tensor:
+def row_norms(block: Tensor) -> Tensor:
+    """Return |row| [b] of a block [b, k], in its type, also where squares would not fit it."""
+    norms = torch.linalg.vector_norm(block, dim=1)
+    least, most = _SAFE
+    low, high = norms.aminmax()
+    if block.dtype == torch.float64 or (least < float(low) and float(high) < most):
+        return norms
+    unsafe = ~((norms > least) & (norms < most))  # also those that are NaN
+    exact = torch.linalg.vector_norm(block[unsafe], dim=1, dtype=torch.float64)
+    norms[unsafe] = exact.to(norms.dtype)
+    return norms
+
+
+def inverse_norms(rows: Rows | Tensor, tile: int) -> Tensor:
     """Return 1 / |row| [n], and 0 for rows of zeros, a tile at a time."""
-    norms = torch.cat([part.norm(dim=1, dtype=torch.float64) for part in rows.split(tile)])
+    rows = as_rows(rows)
+    starts = range(0, rows.shape[0], tile)
+    norms = torch.cat([row_norms(rows.block(i, i + tile)) for i in starts]).double()
     return torch.where(norms > 0, 1 / norms, torch.zeros_like(norms)).to(rows.dtype)
