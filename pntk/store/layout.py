@@ -1,6 +1,7 @@
 """Where the bytes of a store are: the constants of the format, datasets and memory maps."""
 
 import mmap
+import os
 import platform
 import sys
 import zlib
@@ -91,6 +92,19 @@ def text_checksum(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
+class SharedMap(mmap.mmap):
+    """A map for writing whose ``flush`` lets other threads run, which that of mmap does not.
+
+    On Linux only, where syncing the file brings what was written through a map to disk.
+    """
+
+    file: BinaryIO
+
+    def flush(self, offset: int = 0, size: int = 0) -> None:
+        """Sync all of the file, and so this range of it."""
+        os.fdatasync(self.file.fileno())
+
+
 def map_file(file: BinaryIO, layout: Layout, mode: Mode) -> mmap.mmap:
     """Map the file: read-only, shared for writing, or private (writes never reach the file)."""
     try:
@@ -99,6 +113,10 @@ def map_file(file: BinaryIO, layout: Layout, mode: Mode) -> mmap.mmap:
             flags = mmap.MAP_PRIVATE | _noreserve()
             protection = mmap.PROT_READ | mmap.PROT_WRITE
             return mmap.mmap(file.fileno(), layout.size, flags=flags, prot=protection)
+        if mode == "write" and sys.platform == "linux":
+            shared = SharedMap(file.fileno(), layout.size)
+            shared.file = file
+            return shared
         access = {"read": mmap.ACCESS_READ, "write": mmap.ACCESS_WRITE, "private": mmap.ACCESS_COPY}
         return mmap.mmap(file.fileno(), layout.size, access=access[mode])
     except (OSError, ValueError) as error:
