@@ -418,7 +418,7 @@ with RowWriter.open(sys.argv[1], header, sync_interval=0.01) as writer:
 @pytest.fixture
 def start(path, make_header, tmp_path):
     """Start a process that fills a store; kill it if it is left."""
-    header = make_header(rows=3000, width=300, columns={"labels": "int64"})
+    header = make_header(rows=1500, width=300, columns={"labels": "int64"})
     (tmp_path / "header.json").write_text(header.to_json())
     children = []
 
@@ -452,8 +452,8 @@ def test_lock_between_processes(path, start):
 
 def test_reading_while_a_writer_is_at_work(path, tmp_path, start):
     child = start(path, "wait")
-    expected = np.random.default_rng(0).standard_normal((3000, 300)).astype(np.float32)
-    expected[np.arange(3000) % 50 == 3] = 0
+    expected = np.random.default_rng(0).standard_normal((1500, 300)).astype(np.float32)
+    expected[np.arange(1500) % 50 == 3] = 0
     mapped = FeatureStore(path)
     write_joined(tmp_path / "joined.h5", mapped.header, mapped._parts)
     stores = [mapped, FeatureStore(path, check=True), FeatureStore(tmp_path / "joined.h5")]
