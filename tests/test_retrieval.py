@@ -12,6 +12,7 @@ from torch import nn
 from pntk import FeatureStore, Featurizer, retrieval, topk
 from pntk.errors import ConfigError
 from pntk.retrieval import Sizes, largest, largest_in_torch
+from pntk.rows import as_rows
 from pntk.store import RowWriter, StoreHeader
 
 NAN, INF = float("nan"), float("inf")
@@ -155,6 +156,15 @@ def test_one_query_has_all_the_hits(cut):
     assert found[17].tolist() == [3999, 3998, 3997] and found[18].tolist() == [0, 1, 2]
 
 
+def test_candidates_survive_a_tile_that_is_full_of_hits(cut):
+    cut(Sizes(2, 128, 128, 256, 64))
+    store = torch.zeros(512, 2)
+    store[200, 0] = 5.0  # of the first query, found before ...
+    store[256:, 1] = torch.arange(256.0)  # ... the second one has more hits than its list holds
+    found = topk(torch.eye(2), store, 2, metric="dot")
+    assert found.indices.tolist() == [[200, 0], [511, 510]]
+
+
 def test_rows_of_zeros_have_cosine_zero():
     store = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
     found = topk(torch.tensor([[2.0, 0.0], [0.0, 0.0]]), store, 3)
@@ -229,6 +239,19 @@ def test_the_smallest_budget_is_named_and_works(d, k):
         topk(queries, store, k, memory_budget=smallest - 1)
     found = topk(queries, store, k, memory_budget=smallest)
     assert torch.equal(found.indices, topk(queries, store, k).indices)
+
+
+@pytest.mark.parametrize("d", [1, 64, 4096])
+@pytest.mark.parametrize("k", [1, 1000])
+@pytest.mark.parametrize("budget", [10**8, 10**9, 10**11])
+def test_what_is_held_fits_the_budget(d, k, budget):
+    sizes = retrieval._sizes(as_rows(rows(1, d)), as_rows(rows(2000, d)), k, budget)
+    lists = (2 * k + 64) * 16
+    assert 0 < sizes.queries * (8 * d + lists) <= budget / 4
+    assert 3 * sizes.block * 8 * d <= budget / 4
+    assert sizes.tile <= sizes.block and sizes.scores * 8 <= budget / 16
+    assert sizes.block % 32 == 0 and sizes.tile % 32 == 0
+    assert sizes.block * d * 8 <= 2**26 and sizes.scores <= 2**21  # more would be of no use
 
 
 def test_arrays_and_mixed_types():

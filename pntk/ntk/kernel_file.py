@@ -26,6 +26,7 @@ from torch import Tensor
 from xxhash import xxh3_64
 
 from pntk.errors import StoreError
+from pntk.host import sync_directory
 from pntk.store.create import allocate, create_file, describe
 from pntk.store.hdf5 import check_format, open_hdf5, read_attribute, read_extent, read_text
 from pntk.store.layout import CHECKSUM, DONE, Array, Extent
@@ -274,7 +275,7 @@ class KernelWriter:
                 f"{self.out.name}"
             ) from error
         self.close()
-        _sync_directory(self.out.parent)
+        sync_directory(self.out.parent)
         return self.out
 
     def close(self) -> None:
@@ -557,14 +558,3 @@ def _is_side(value: object) -> bool:
     return isinstance(value, dict) and all(
         entry is None or isinstance(entry, (str, int, float)) for entry in value.values()
     )
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the rename itself durable."""
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

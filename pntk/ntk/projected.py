@@ -14,6 +14,7 @@ from tqdm import tqdm
 from xxhash import xxh3_64, xxh3_64_hexdigest
 
 from pntk.errors import ConfigError, OutOfMemoryError
+from pntk.host import available_memory
 from pntk.memory import parse_bytes
 from pntk.ntk.kernel_file import KernelHeader, KernelWriter, Side, check_new
 from pntk.projection.dispatch import why_not_gram
@@ -218,22 +219,12 @@ def _workspace(size: int) -> int:
 def _check_room(need: Need) -> None:
     """Refuse a kernel that memory cannot hold."""
     rows, columns = need.shape
-    needed, free = rows * columns * need.dtype.itemsize, _available_memory()
+    needed, free = rows * columns * need.dtype.itemsize, available_memory()
     if free is not None and needed > free:
         raise OutOfMemoryError(
             f"a kernel of {rows:,} x {columns:,} takes {needed:,} bytes and {free:,} are available "
             "in memory; write it to a file with out="
         )
-
-
-def _available_memory() -> int | None:
-    """Bytes that can be allocated without swapping, or None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return found[0] * 1024 if found else None
 
 
 # ---- tiles -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
 from pntk.errors import StoreError
+from pntk.host import sync_directory
 from pntk.store.header import StoreHeader
 from pntk.store.layout import (
     ALIGNMENT,
@@ -88,7 +89,7 @@ def create_file(
             code = error.errno if isinstance(error, OSError) else None
             reason = os.strerror(code) if code else error
             raise StoreError(f"{path}: cannot be created ({reason})") from error
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
     return True
 
 
@@ -165,14 +166,3 @@ def _reserve(file: BinaryIO, path: Path) -> None:
             return _check_free(path, size)
         free = shutil.disk_usage(path.parent).free
         raise _no_space(path, size, free) from error
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the rename itself durable."""
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pntk.errors import ConfigError, StoreError
+from pntk.host import available_memory
 from pntk.store.half import decode
 from pntk.store.integrity import VerifyReport, damaged_rows, verify
 from pntk.store.joined import open_parts
@@ -277,7 +278,7 @@ class FeatureStore:
 
     def _read_all(self) -> Tensor:
         needed = self.header.rows * self.header.width * self.dtype.itemsize
-        free = _available_memory()
+        free = available_memory()
         if free is not None and needed > free:
             raise StoreError(
                 f"{self.path}: its rows take {needed:,} bytes in memory and {free:,} are "
@@ -316,13 +317,3 @@ def _check_rows(part: Part, first: int, done: Array, stored: Array) -> None:
 
 def _reopen(path: str, check: bool) -> FeatureStore:
     return FeatureStore(path, check=check)
-
-
-def _available_memory() -> int | None:
-    """Bytes that can be allocated without swapping, or None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return found[0] * 1024 if found else None

@@ -25,7 +25,10 @@ def test_kernel_is_written_and_summarized(invoke, stores):
 
 
 def test_without_out_only_a_summary(invoke, stores):
-    shown = invoke("ntk", "test.h5", "train.h5", "--normalize").stdout
+    result = invoke("ntk", "test.h5", "train.h5", "--normalize")
+    assert "1/1" in result.stderr
+    assert not invoke("ntk", "test.h5", "train.h5", "--no-progress").stderr
+    shown = result.stdout
     assert "9 x 20" in shown
     assert "trace" not in shown
     assert not list(stores.glob("k*.h5"))

@@ -118,7 +118,7 @@ def test_arrays_are_read_only_and_tensors_the_callers(joined):
 
 @pytest.mark.parametrize("use", ["numpy", "torch"])
 def test_too_little_memory(joined, monkeypatch, use):
-    monkeypatch.setattr("pntk.store.reader._available_memory", lambda: 239)
+    monkeypatch.setattr("pntk.store.reader.available_memory", lambda: 239)
     store = FeatureStore(joined)
     message = (
         r"joined.h5: its rows take 240 bytes in memory and 239 are .* with read\(start, stop\)"

@@ -361,13 +361,13 @@ def test_half_is_not_mapped(make_store):
 @pytest.mark.parametrize("use", ["numpy", "torch"])
 def test_too_little_memory(make_store, monkeypatch, use):
     store = FeatureStore(make_store("s.h5", dtype="float16"))
-    monkeypatch.setattr(reader_module, "_available_memory", lambda: 239)
+    monkeypatch.setattr(reader_module, "available_memory", lambda: 239)
     message = r"s.h5: its rows take 240 bytes in memory and 239 are available; .* read\(start, stop"
     with pytest.raises(StoreError, match=message):
         getattr(store, use)()
     assert store.read(0, 10).shape == (10, 6)
     for enough in (240, None):
-        monkeypatch.setattr(reader_module, "_available_memory", lambda enough=enough: enough)
+        monkeypatch.setattr(reader_module, "available_memory", lambda enough=enough: enough)
         assert getattr(store, use)().shape == (10, 6)
 
 
@@ -384,13 +384,13 @@ def test_rows_that_no_memory_holds(make_store, monkeypatch, use):
 
 @pytest.mark.skipif(not os.path.exists("/proc/meminfo"), reason="about Linux")
 def test_available_memory(monkeypatch):
-    assert 2**20 < reader_module._available_memory() < 2**60
+    assert 2**20 < reader_module.available_memory() < 2**60
 
     def refuse(_):
         raise OSError
 
     monkeypatch.setattr(reader_module.Path, "read_text", refuse)
-    assert reader_module._available_memory() is None
+    assert reader_module.available_memory() is None
 
 
 # --- life
