@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +13,7 @@ from pntk.errors import DistributedError
 
 T = TypeVar("T")
 
+_POLL = 0.05  # seconds
 _PATIENCE = timedelta(days=30)  # ranks wait for the slowest, however long its share takes
 
 
@@ -51,6 +53,7 @@ class Ranks(Group):
         import torch.distributed as dist
 
         held = [value]
+        self.wait()  # so that the broadcast, which Ctrl-C cannot end, is short
         with _explained(self.rank):
             dist.broadcast_object_list(held, src=0, group=self._handle)
         return held[0]
@@ -64,7 +67,17 @@ class Ranks(Group):
         import torch.distributed as dist
 
         with _explained(self.rank):
-            dist.barrier(group=self._handle)
+            work = dist.barrier(group=self._handle, async_op=True)
+            while not work.is_completed():  # its own wait would keep signals out
+                time.sleep(_POLL)
+            work.wait()
+
+    def leave(self) -> None:
+        """Close the connections, which tells ranks that wait for this one."""
+        import torch.distributed as dist
+
+        handle, self._handle = self._handle, None
+        dist.destroy_process_group(handle)
 
 
 def is_distributed() -> bool:
@@ -82,11 +95,11 @@ def processes() -> Iterator[Group]:
     if not is_distributed():
         yield Group()
         return
-    handle = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    ranks = Ranks(dist.new_group(backend="gloo", timeout=_PATIENCE))
     try:
-        yield Ranks(handle)
+        yield ranks
     finally:
-        dist.destroy_process_group(handle)
+        ranks.leave()
 
 
 @contextmanager
@@ -94,10 +107,16 @@ def launched() -> Iterator[int]:
     """Join the processes that torchrun or the like has started, if it has, and yield the rank."""
     import torch.distributed as dist
 
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         yield 0
         return
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise DistributedError(
+            f"RANK and WORLD_SIZE are set and the processes cannot meet ({error}); start with "
+            "torchrun, or unset both for one process"
+        ) from error
     try:
         yield dist.get_rank()
     finally:
@@ -109,7 +128,8 @@ def _explained(rank: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
         raise DistributedError(
-            f"rank {rank}: another rank has ended ({str(error).splitlines()[0]}); its own message "
-            "says why. Rows are kept: run the same command again, with any number of processes"
+            f"rank {rank}: another rank has ended ({reason}); its own message says why. Rows are kept: "
+            "run the same command again, with any number of processes"
         ) from error

@@ -61,11 +61,9 @@ def export(
         raise ConfigError(f"storage={storage!r} is for .h5, {path.name} is none")
     store.require_complete()
     numbers = _numbers(rows, len(store))
-    if path.suffix == ".h5":
-        _to_store(store, path, numbers, storage)
-        return path
     check_replaceable(path)
     write = {
+        ".h5": lambda store, path, numbers: _to_store(store, path, numbers, storage),
         ".npy": _to_npy,
         ".npz": _to_npz,
         ".safetensors": _to_safetensors,
@@ -83,7 +81,7 @@ def _numbers(rows: Rows, length: int) -> Array:
         if not isinstance(key, slice):
             key = np.asarray(key) if len(key) else np.empty(0, np.int64)
         numbers = np.arange(length)[key]
-    except IndexError as error:
+    except (IndexError, TypeError, ValueError) as error:
         raise ConfigError(f"rows: {error}; the store has rows 0 to {length - 1}") from error
     if numbers.ndim != 1 or not len(numbers):
         raise ConfigError(f"rows is {rows!r}, which selects none of {length} rows")
@@ -99,8 +97,6 @@ def _blocks(store: FeatureStore, numbers: Array) -> Iterator[tuple[slice, Array]
 
 
 def _to_store(store: FeatureStore, path: Path, numbers: Array, storage: str | None) -> None:
-    if path in (store.path, *store.files):
-        raise ConfigError(f"{path} is the store itself; choose another path")
     header = replace(store.header, rows=len(numbers), shard=None)
     if storage == "fp16":
         header = replace(header, dtype="float16")
@@ -111,9 +107,11 @@ def _to_store(store: FeatureStore, path: Path, numbers: Array, storage: str | No
     if store.header.dtype == "float64" and header.dtype == "float16":
         raise ConfigError("storage='fp16' is for rows of float32, these are float64")
     columns = {name: store.column(name)[numbers] for name in store.header.columns}
-    if not np.array_equal(numbers, np.arange(len(store))) and "indices" not in columns:
-        header = replace(header, columns={**header.columns, "indices": "int64"})
-        columns["indices"] = numbers
+    if not np.array_equal(numbers, np.arange(len(store))):
+        header = replace(header, info={**header.info, "selection": store.path.name})
+        if "indices" not in columns:
+            header = replace(header, columns={**header.columns, "indices": "int64"})
+            columns["indices"] = numbers
     skipped = store.done[numbers] == SKIPPED
     with RowWriter.open(path, header, resume=False) as writer:
         for place, block in _blocks(store, numbers):
@@ -191,7 +189,10 @@ def _to_faiss(store: FeatureStore, path: Path, numbers: Array) -> None:
     index = faiss.IndexFlatIP(store.header.width)
     for _, block in _blocks(store, numbers):
         index.add(np.ascontiguousarray(block, dtype=np.float32))
-    faiss.write_index(index, str(path))
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        raise StoreError(f"{path}: FAISS cannot write it ({error})") from error
 
 
 def _whole(path: Path, write: Callable[[Path], None]) -> None:
@@ -202,6 +203,8 @@ def _whole(path: Path, write: Callable[[Path], None]) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:

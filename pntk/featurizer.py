@@ -371,7 +371,7 @@ class Featurizer:
         if storage == "fp16":
             header = replace(header, dtype="float16")
 
-        def fill(file: Path, header: StoreHeader) -> None:
+        def fill(file: Path, header: StoreHeader, resume: bool) -> None:
             with RowWriter.open(file, header, resume=resume, sync_interval=sync_interval) as writer:
                 write_rows(
                     lambda batch: self.rows_and_values(self._moved(batch)),
@@ -387,11 +387,11 @@ class Featurizer:
         size = batches.batch_size
         if shard is not None:
             path, header = one_shard(path, header, size, *checked_shard(shard, shards))
-            fill(path, header)
+            fill(path, header, resume)
         elif shards is not None or is_distributed() or find_shards(path):
             featurize_shards(path, header, size, shards, fill, resume=resume)
         else:
-            fill(path, header)
+            fill(path, header, resume)
         return FeatureStore(path)
 
     def _moved(self, batch: Any) -> Any:

@@ -146,6 +146,8 @@ def check_same_map(a: Any, b: Any) -> None:
 def row_norms(block: Tensor) -> Tensor:
     """Return |row| [b] of a block [b, k], in its type, also where squares would not fit it."""
     norms = torch.linalg.vector_norm(block, dim=1)
+    if not len(norms):
+        return norms
     least, most = _SAFE
     low, high = norms.aminmax()
     if block.dtype == torch.float64 or (least < float(low) and float(high) < most):

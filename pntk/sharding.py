@@ -10,13 +10,14 @@ from pathlib import Path
 from pntk.distributed import Group, is_distributed, processes
 from pntk.errors import ConfigError, DistributedError, StoreError
 from pntk.store import RowWriter, Shard, StoreHeader, join
+from pntk.store.hdf5 import open_hdf5, read_header
 from pntk.store.header import explain_difference
 from pntk.store.joined import is_joined
 from pntk.store.layout import is_present
 from pntk.store.part import open_part
-from pntk.store.shards import cut_rows, find_shards, shard_path
+from pntk.store.shards import cut_rows, find_shards, shard_count, shard_path
 
-Fill = Callable[[Path, StoreHeader], None]
+Fill = Callable[[Path, StoreHeader, bool], None]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def one_shard(
     Raises:
         ConfigError: there is no such shard.
     """
+    if count < 1:
+        raise ConfigError(f"shard {index}/{count}: expected at least one shard")
     if not 0 <= index < count:
         raise ConfigError(
             f"shard {index}/{count}: expected 0 to {count - 1}; shards are counted from 0"
@@ -80,7 +83,7 @@ def featurize_shards(
         path: the store to make.
         header: of all rows.
         count: number of shards; None for those that are there, or one a process.
-        fill: writes what a shard of this file and header still lacks.
+        fill: (file, header, resume) writes what a shard still lacks.
         resume: whether shards may exist.
 
     Raises:
@@ -99,7 +102,7 @@ def featurize_shards(
         for file, shard in mine:  # all space is reserved before the first row is made
             RowWriter.open(file, shard).close()
         for file, shard in mine:
-            fill(file, shard)
+            fill(file, shard, True)
         group.wait()
         if group.rank == 0:
             join(path, [file for file, _ in plan.files])
@@ -114,12 +117,9 @@ def make_plan(
     Raises:
         ConfigError, StoreError: the shards that are there do not fit.
     """
-    if path.exists() and not is_joined(path):
-        raise StoreError(
-            f"{path}: holds its rows itself and is not made of shards; go on with one process and "
-            "without a number of shards, choose another path, or delete it"
-        )
     found = find_shards(path)
+    if path.exists():
+        _check_whole(path, header, found)
     if not resume and (found or path.exists()):
         raise StoreError(
             f"{path}: the store or shards of it exist and resume=False; choose another path, pass "
@@ -149,9 +149,27 @@ def assign(missing: Sequence[int], ranks: int) -> list[list[int]]:
     return work
 
 
+def _check_whole(path: Path, header: StoreHeader, shards: Sequence[Path]) -> None:
+    """Refuse a store at ``path`` unless it is an earlier join of these very shards."""
+    with open_hdf5(path) as file:
+        different = header.difference(read_header(path, file))
+    if different:
+        raise StoreError(f"{path}: cannot resume: {explain_difference(different)}")
+    if not is_joined(path):
+        raise StoreError(
+            f"{path}: holds its rows itself and is not made of shards; go on with one process and "
+            "without a number of shards, choose another path, or delete it"
+        )
+    if not shards:
+        raise StoreError(
+            f"{path}: joins stores that are not shards of its own, or are gone; choose another "
+            "path, or delete it"
+        )
+
+
 def _number(path: Path, found: Sequence[Path], count: int | None) -> int | None:
     """Number of shards, from the names of those that are there."""
-    counts = sorted({int(file.stem.rpartition("-of-")[2]) for file in found})
+    counts = sorted({shard_count(file) for file in found})
     if len(counts) > 1:
         raise StoreError(
             f"{path}: there are shards of {' and of '.join(map(str, counts))}; delete those of one "

@@ -113,7 +113,9 @@ def test_faiss_is_missing(tmp_path, monkeypatch):
         ("x.h5", {"rows": [11]}, "rows: index 11 is out of bounds.*rows 0 to 10"),
         ("x.h5", {"rows": []}, r"rows is \[\], which selects none of 11 rows"),
         ("x.npy", {"rows": [[1]]}, "which selects none"),
-        ("a.h5", {}, "a.h5 is the store itself"),
+        ("a.h5", {}, "a.h5 is an HDF5 file"),
+        ("x.npy", {"rows": 5}, "rows: .*; the store has rows 0 to 10"),
+        ("x.npy", {"rows": "abc"}, "rows: .*; the store has rows 0 to 10"),
         ("b.npy", {}, "b.npy is an HDF5 file"),
         ("no/x.npy", {}, "no does not exist"),
     ],
@@ -132,9 +134,21 @@ def test_half_precision_of_float64(tmp_path):
 
 
 def test_an_existing_store_stays(tmp_path):
-    make(tmp_path / "b.h5")
-    with pytest.raises(StoreError, match="the file exists and resume=False"):
+    before = make(tmp_path / "b.h5").path.read_bytes()
+    with pytest.raises(
+        ConfigError, match=r"b\.h5 is an HDF5 file, such as a store; choose another"
+    ):
         export(make(tmp_path / "a.h5"), tmp_path / "b.h5")
+    assert (tmp_path / "b.h5").read_bytes() == before
+
+
+def test_a_selection_is_not_resumed(tmp_path):
+    store = make(tmp_path / "a.h5")
+    path = export(store, tmp_path / "b.h5", rows=slice(None, None, -1))
+    with pytest.raises(StoreError, match=r"selected from another store, a\.h5, and cannot be feat"):
+        RowWriter.open(path, FeatureStore(path).header)
+    with RowWriter.reopen(path) as writer:
+        writer.forget([2])
 
 
 def test_missing_rows(tmp_path):
@@ -162,5 +176,7 @@ def test_damaged_rows_are_found_on_the_way(tmp_path):
     with RowWriter.reopen(path) as writer:
         writer._view("features")[4] += 1
     export(FeatureStore(path), tmp_path / "x.npy")
-    with pytest.raises(StoreError, match="row 4 is damaged"):
-        export(FeatureStore(path, check=True), tmp_path / "y.npy")
+    for name in ("y.npy", "y.h5", "y.npz"):
+        with pytest.raises(StoreError, match=r"a\.h5: row 4 is damaged"):
+            export(FeatureStore(path, check=True), tmp_path / name)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.h5", "x.npy"]

@@ -9,7 +9,8 @@ from torch import nn
 
 from pntk import Featurizer, topk
 from pntk.errors import ConfigError, MissingExtraError, StoreError
-from pntk.faiss_index import KINDS, build_index, load_index
+from pntk.faiss_index import KINDS, _sample, build_index, load_index
+from pntk.rows import as_rows
 from pntk.store import FeatureStore, RowWriter, StoreHeader
 
 faiss = pytest.importorskip("faiss", reason="needs FAISS: pip install pntk[search]")
@@ -78,6 +79,13 @@ def test_learning_is_deterministic_in_the_seed(kind):
     assert not torch.equal(a.search(queries, 9).values, c.search(queries, 9).values)
 
 
+def test_the_sample_is_drawn_by_the_seed():
+    rows = as_rows(torch.arange(200.0)[:, None])
+    a, b, c = (_sample(rows, "dot", 50, seed, 1)[:, 0].tolist() for seed in (3, 3, 4))
+    assert a == b != c
+    assert len(set(a)) == 50 and set(a) <= set(range(200))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("budget", ["1GB", "300kB"])
 def test_rows_are_numbered_however_they_are_cut(tmp_path, kind, budget):
@@ -98,6 +106,14 @@ def test_rows_are_numbered_however_they_are_cut(tmp_path, kind, budget):
     if kind != "ivfpq":
         kept = np.setdiff1d(np.arange(700), [5, 8, 9, 500, 699])
         assert found[kept, 0].tolist() == kept.tolist()
+
+
+def test_lists_that_are_too_short_leave_places_empty():
+    index = build_index(clustered(600, 0), "ivf", nlist=10, nprobe=1)
+    found = index.search(clustered(5, 1), 600)
+    empty = found.indices == -1
+    assert bool(empty[:, -1].all()) and not bool(empty[:, 0].any())
+    assert torch.equal(empty, found.values == -INF)
 
 
 def test_queries_that_are_not_finite_find_nothing():
@@ -149,11 +165,12 @@ def test_an_index_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(StoreError, match=r"a.faiss: cannot be written \(No space left on device\)"):
-        index.save(tmp_path / "a.faiss")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.faiss"]
-    assert (tmp_path / "a.faiss").read_bytes() == before
+    for step in ("os.replace", "os.fsync"):
+        monkeypatch.setattr(step, full)
+        with pytest.raises(StoreError, match=r"a.faiss: cannot be written \(No space left on dev"):
+            index.save(tmp_path / "a.faiss")
+        assert [path.name for path in tmp_path.iterdir()] == ["a.faiss"]
+        assert (tmp_path / "a.faiss").read_bytes() == before
     with pytest.raises(ConfigError, match="is a folder"):
         index.save(tmp_path)
 

@@ -174,3 +174,7 @@ def test_inverse_norms(tile):
     rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 2.0]])
     for given in (rows, as_rows(rows)):
         torch.testing.assert_close(inverse_norms(given, tile), torch.tensor([0.2, 0.0, 0.5]))
+
+
+def test_norms_of_no_rows():
+    assert row_norms(torch.empty(0, 4)).shape == (0,)

@@ -59,6 +59,15 @@ def test_one_process_writes_all_shards(featurizer, whole, path, count):
     assert path.read_bytes() == before
 
 
+def test_shards_of_a_new_store_without_resuming(featurizer, whole, path):
+    same(featurizer.featurize((X, Y), path, shards=2, resume=False, **QUIET), whole)
+
+
+def test_a_path_without_a_suffix(featurizer, whole, tmp_path):
+    for _ in range(2):
+        same(featurizer.featurize((X, Y), tmp_path / "rows", shards=2, **QUIET), whole)
+
+
 def test_what_the_shards_lack_is_made_and_nothing_else(featurizer, whole, path, monkeypatch):
     store = featurizer.featurize((X, Y), path, shards=3, **QUIET)
     with RowWriter.reopen(store.files[1]) as writer:
@@ -124,7 +133,7 @@ def no_rows(monkeypatch):
         ((3, 3), r"shard 3/3: expected 0 to 2; shards are counted from 0"),
         ((-1, 3), r"shard -1/3: expected 0 to 2"),
         ((0, 7), r"7 shards of 23 rows in batches of 4; expected 1 to 6"),
-        ((0, 0), r"shard 0/0: expected 0 to -1"),
+        ((0, 0), r"shard 0/0: expected at least one shard"),
         ("0/3", r"shard is '0/3'; expected \(i, n\)"),
         ((0.0, 3), r"shard is \(0.0, 3\); expected \(i, n\)"),
         ((0, 1, 2), r"expected \(i, n\)"),
@@ -168,7 +177,7 @@ def test_other_cuts_and_other_rows(featurizer, path):
     with pytest.raises(StoreError, match="shard 0/2, rows 0 to 11 of 23, asked was"):
         featurizer.featurize((X, Y), path, progress=False, batch_size=8)
     other = Featurizer(featurizer.model, proj_dim=64, seed=1)
-    with pytest.raises(StoreError, match=r"shard-00000.*projection.seed is 0 in the file, 1"):
+    with pytest.raises(StoreError, match=r"rows.h5: cannot resume: projection.seed is 0 in"):
         other.featurize((X, Y), path, **QUIET)
 
 
@@ -187,6 +196,17 @@ def test_joined_from_elsewhere_is_not_written_to(featurizer, whole, path):
     join(path, [whole.path])
     with pytest.raises(StoreError, match="joins shards and holds no rows itself"):
         featurizer.featurize((X, Y), path, **QUIET)
+
+
+def test_a_joined_store_of_others_is_not_replaced(featurizer, whole, path):
+    join(path, [whole.path])
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="joins stores that are not shards of its own"):
+        featurizer.featurize((X, Y), path, shards=2, **QUIET)
+    other = Featurizer(featurizer.model, proj_dim=64, seed=1)
+    with pytest.raises(StoreError, match=r"cannot resume: projection.seed is 0 in the file, 1 was"):
+        other.featurize((X, Y), path, shards=2, **QUIET)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("storage", ["fp8", None, 16])

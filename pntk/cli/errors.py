@@ -75,7 +75,10 @@ def explain_stop(how_to_resume: Any) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        message = how_to_resume()
+        try:
+            message = how_to_resume()
+        except PntkError as error:
+            message = str(error)
         if message:
             say(f"stopped: {message}")
         raise

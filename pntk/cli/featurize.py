@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -149,7 +150,7 @@ def command(
     Several processes share the work under torchrun, each with a GPU if there are enough. Jobs that
     do not talk to each other take a shard each (--shard), and pntk join makes one store of them.
     """
-    with launched() as rank:
+    with launched() if shard is None else nullcontext(0) as rank:
         spec = ProjectionSpec(projection, proj_dim, seed)
         differentiated = _output(output, probes)
         parse_bytes(memory_budget)
@@ -205,7 +206,7 @@ def how_to_resume(path: Path, shard: tuple[int, int] | None = None) -> str:
     files = _files(path, shard)
     if not files:
         return f"no row was written; start again with: {this_command()}"
-    done, rows = _count(files)
+    done, rows = _count(files, shard)
     return f"{done:,} of {rows:,} rows are in {path}; go on from there with: {this_command()}"
 
 
@@ -216,10 +217,11 @@ def _files(path: Path, shard: tuple[int, int] | None) -> list[Path]:
     return (find_shards(path) if shard is None else []) or ([path] if path.exists() else [])
 
 
-def _count(files: list[Path]) -> tuple[int, int]:
-    """Rows that are there, and rows of the whole."""
+def _count(files: list[Path], shard: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows that are there, and rows of the whole or of the shard."""
     stores = [FeatureStore(file) for file in files]
-    rows = len(stores[0]) if len(stores) == 1 else stores[0].header.whole().rows
+    header = stores[0].header
+    rows = (header.whole() if shard is None else header).rows
     return sum(store.num_done for store in stores), rows
 
 
@@ -235,7 +237,7 @@ def _rows_there(out: Path, shard: tuple[int, int] | None, resume: bool, *, loud:
     files = _files(out, shard)
     if not files:
         return 0
-    done, rows = _count(files)
+    done, rows = _count(files, shard)
     if loud and done < rows:
         say(f"resuming: {done:,} of {rows:,} rows are in {out}")
     return done

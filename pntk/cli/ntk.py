@@ -127,7 +127,7 @@ def summarize(
     step = max(1, BLOCK_BYTES // (8 * columns))
     for start in range(0, rows, step):
         block = np.asarray(read(start, start + step), dtype=np.float64)
-        low, high = min(low, float(block.min())), max(high, float(block.max()))
+        low, high = float(np.minimum(low, block.min())), float(np.maximum(high, block.max()))
         total += float(block.sum())
         if symmetric:
             trace += float(np.trace(block, offset=start))

@@ -60,7 +60,8 @@ class Lease:
         if self._done.is_set() or os.getpid() != self._own["pid"]:  # a forked child holds no lease
             return
         self._done.set()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # where a garbage collection may run
+            self._thread.join()
         try:
             if _read(self._path) == self._own:
                 self._path.unlink(missing_ok=True)

@@ -56,7 +56,19 @@ def find_shards(path: str | os.PathLike[str]) -> list[Path]:
     )
     if not path.parent.is_dir():
         return []
-    return sorted(file for file in path.parent.iterdir() if pattern.fullmatch(file.name))
+    try:
+        return sorted(file for file in path.parent.iterdir() if pattern.fullmatch(file.name))
+    except OSError as error:
+        raise StoreError(f"{path.parent}: cannot be listed ({error.strerror})") from error
+
+
+def shard_count(file: Path) -> int:
+    """Return of how many shards a file of this name is one.
+
+    >>> shard_count(Path("train.shard-00003-of-00016.h5"))
+    16
+    """
+    return int(re.findall(r"\.shard-\d+-of-(\d+)", file.name)[-1])
 
 
 def join(path: str | os.PathLike[str], shards: Paths | None = None) -> Path:
@@ -108,6 +120,8 @@ def join(path: str | os.PathLike[str], shards: Paths | None = None) -> Path:
 
 
 def _check_target(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise StoreError(f"{path}: the directory {path.parent} does not exist; create it first")
     if path.exists() and not is_joined(path):
         raise StoreError(
             f"{path}: exists and is not a file that joins shards, so it is not replaced; choose "

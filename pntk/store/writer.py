@@ -82,6 +82,12 @@ class RowWriter:
                 "choose another path, pass resume=True, or delete it"
             )
         layout = _writable_layout(path)
+        if not created and "selection" in layout.header.info:
+            raise StoreError(
+                f"{path}: holds rows selected from another store, "
+                f"{layout.header.info['selection']}, and cannot be featurized; mend that one, and "
+                "export again"
+            )
         different = header.difference(layout.header)
         if different:
             raise StoreError(f"{path}: cannot resume: {explain_difference(different)}")
@@ -187,8 +193,15 @@ class RowWriter:
         if self._pending:
             first = min(int(places.min()) for places, _ in self._pending)
             last = max(int(places.max()) for places, _ in self._pending)
-            for name in ("features", *self._layout.cells, "checksums"):
-                self._flush(name, first, last)
+            try:
+                for name in ("features", *self._layout.cells, "checksums"):
+                    self._flush(name, first, last)
+            except StoreError:
+                # the system reports a failure once: a second sync would succeed without this data
+                for places, _ in self._pending:
+                    self._state[places] = MISSING
+                self._pending.clear()
+                raise
             for places, state in self._pending:
                 done[places] = state
             self._flush("done", first, last)

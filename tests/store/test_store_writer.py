@@ -236,6 +236,25 @@ def test_disk_that_refuses_data(path, header, values, monkeypatch):
     RowWriter.open(path, header).close()  # the lock is gone
 
 
+def test_data_that_the_disk_has_lost_is_never_marked(path, header, values, monkeypatch):
+    """A system reports a failed write once; the sync after it succeeds."""
+    rows, columns = values(header)
+    flush, failures = RowWriter._flush, [StoreError("the disk refused the data")]
+
+    def failing(self, *arguments):
+        if failures:
+            raise failures.pop()
+        flush(self, *arguments)
+
+    monkeypatch.setattr(RowWriter, "_flush", failing)
+    with RowWriter.open(path, header) as writer:
+        writer.write(np.arange(10), rows, columns)
+        with pytest.raises(StoreError, match="refused"):
+            writer.sync()
+        assert writer.missing().tolist() == list(range(10))
+    assert FeatureStore(path).num_done == 0
+
+
 # --- resuming
 
 
