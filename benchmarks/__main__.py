@@ -21,10 +21,11 @@ from benchmarks.memory import Memory
 from benchmarks.overhead import Overhead
 from benchmarks.registry import CheckFailed, Entry, Options, Result, Unavailable, run
 from benchmarks.scaling import Scaling
+from benchmarks.search import Search
 from benchmarks.trak import Trak
 from benchmarks.variance import Variance
 
-ENTRIES: list[type[Entry]] = [Overhead, Memory, Kernels, Scaling, Trak, Variance]
+ENTRIES: list[type[Entry]] = [Overhead, Memory, Kernels, Scaling, Trak, Variance, Search]
 ENTRIES += [GpuOverhead, GpuKernels, GpuLayers, GpuJob]
 
 

@@ -142,9 +142,10 @@ class Store(Entry):
             "ResNet18.",
             f"{'A few rows' if options.quick else f'{FILE_BYTES / 1e6:.0f} MB of rows'} a file; "
             "each round on new files, deleted after it; the order alternates and the first round "
-            "is dropped. Before each file, memory of twice its size is touched and freed, as pages "
-            "that a virtual machine gets from its host take longest and fall to either way by "
-            "chance. TMPDIR chooses the disk. Ratios are taken round by round.",
+            "is dropped. Each file is written twice, and the second time counts: its pages are "
+            "then those that the first has freed. Pages that a virtual machine has to get from its "
+            "host cost many times what writing does, and which way gets more of them is chance. "
+            "TMPDIR chooses the disk. Ratios are taken round by round.",
             "The map holds the rows alone. The store also checks its arguments, takes labels, "
             "makes checksums, reserves its space (on tmpfs that zeroes it) and syncs twice.",
             "float16: the map gets numbers that are float16 already, the store makes them of "
@@ -209,23 +210,21 @@ class Store(Entry):
 
 
 def staged(
-    ways: dict[str, Callable[[Path], Written]], folder: Path, rounds: int, size: int
+    ways: dict[str, Callable[[Path], Written]], folder: Path, rounds: int
 ) -> dict[str, Stages]:
     """Write files in several ways alternately, and return the Stages of each.
 
-    The first round does not count. Files are deleted, and that is brought to disk, unwatched.
-
-    Args:
-        size: bytes of a file, for which memory is made ready.
+    The first round does not count, nor does the first of two files in each. Files are deleted, and
+    that is brought to disk, unwatched.
     """
     found = {name: Stages() for name in ways}
     order = list(ways)
     for number in range(rounds + 1):
         for name in order:
-            np.ones(2 * size, np.uint8)  # freed at once
-            with tempfile.TemporaryDirectory(dir=folder) as inner:
-                spent = ways[name](Path(inner) / "rows")
-            _sync_folder(folder)
+            for _ in range(2):
+                with tempfile.TemporaryDirectory(dir=folder) as inner:
+                    spent = ways[name](Path(inner) / "rows")
+                _sync_folder(folder)
             if number:
                 for stage, seconds in zip(("create", "write", "flush"), spent, strict=True):
                     getattr(found[name], stage).append(seconds)
@@ -285,7 +284,7 @@ def _writing(kind: Kind, folder: Path, options: Options) -> Iterator[Row]:
     }
     if kind.dtype == "float16":
         ways[", map that converts"] = lambda path: write_map(path, kind, rows, sources)
-    found = staged(ways, folder, options.repeats, rows * kind.row_bytes)
+    found = staged(ways, folder, options.repeats)
     size = rows * kind.row_bytes / 1e9
     for base in list(ways)[1:]:
         values: dict[str, Number] = {}

@@ -130,6 +130,6 @@ def _explained(rank: int) -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise DistributedError(
-            f"rank {rank}: another rank has ended ({reason}); its own message says why. Rows are kept: "
-            "run the same command again, with any number of processes"
+            f"rank {rank}: another rank has ended ({reason}); its own message says why. Rows are "
+            "kept: run the same command again, with any number of processes"
         ) from error

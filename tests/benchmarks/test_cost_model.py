@@ -102,6 +102,8 @@ def test_one_worker_fares_the_same_in_both():
 
 
 def test_a_kill_loses_half_an_interval_on_average(monkeypatch):
+    found = cost_model.lost(np.random.default_rng(0), 10_000, 100.0) - 2 * C.batch
+    assert found.mean() == pytest.approx(50, rel=0.02) and found.min() >= 0
     monkeypatch.setattr(cost_model, "C", replace(C, start=0.0))
     life, interval = 24 * 3600.0, 3600.0
     found = overhead(cost_model.alone, 1, life, interval)

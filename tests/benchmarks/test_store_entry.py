@@ -62,7 +62,7 @@ def test_a_damaged_store_is_refused(monkeypatch):
         store._check(KIND)
 
 
-def test_rounds_alternate_and_the_first_does_not_count(tmp_path):
+def test_rounds_alternate_and_the_first_times_do_not_count(tmp_path):
     calls = []
 
     def way(name):
@@ -74,10 +74,10 @@ def test_rounds_alternate_and_the_first_does_not_count(tmp_path):
 
         return write
 
-    found = store.staged({"a": way("a"), "b": way("b")}, tmp_path, 2, 1)
-    assert "".join(calls) == "ab" + "ba" + "ab"
-    assert found["a"].create == [4.0, 5.0] and found["b"].create == [3.0, 6.0]
-    assert found["a"].seconds("create + write + flush") == [114.0, 115.0]
+    found = store.staged({"a": way("a"), "b": way("b")}, tmp_path, 2)
+    assert "".join(calls) == "aabb" + "bbaa" + "aabb"
+    assert found["a"].create == [8.0, 10.0] and found["b"].create == [6.0, 12.0]
+    assert found["a"].seconds("create + write + flush") == [118.0, 120.0]
     assert not list(tmp_path.iterdir())
 
 
