@@ -1,0 +1,1 @@
+"""What stores survive: kills, power cuts, flipped bits, hostile files, full disks."""
