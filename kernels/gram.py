@@ -1,6 +1,6 @@
 """Products of rows, K = x y^T, and their cosines, with the norms divided out as tiles are written.
 
-The naive version is ``x @ y.T * x_scale[:, None] * y_scale`` in pntk.ntk.projected.
+The naive version is ``x @ y.T * x_scale[:, None] * y_scale``.
 """
 
 from __future__ import annotations

@@ -11,14 +11,16 @@ from benchmarks.reliability.rehash import used
 def truncated(place: Place, random: Random) -> None:
     def cut(content: bytearray) -> bytes:
         whole = len(content)
-        length = random.choice([random.integers(1, 100), random.integers(whole), whole - 1])
-        return bytes(content[: int(length)])
+        lengths = [random.integers(1, 100), random.integers(whole), whole - 1]
+        return bytes(content[: int(lengths[random.integers(3)])])
 
     edit(place, random, cut)
 
 
 def appended(place: Place, random: Random) -> None:
-    edit(place, random, lambda content: bytes(content) + random.bytes(random.integers(1, 9000)))
+    edit(
+        place, random, lambda content: bytes(content) + random.bytes(int(random.integers(1, 9000)))
+    )
 
 
 def bits_anywhere(place: Place, random: Random) -> None:

@@ -17,7 +17,7 @@ from h5py import h5d, h5p, h5s, h5t
 from benchmarks.reliability.bases import MAIN, NUMBERS, Place, Random, edit
 from benchmarks.reliability.rehash import object_headers, rehash
 from benchmarks.reliability.task import make_header
-from pntk.store import Shard
+from pntk.store import Shard, StoreHeader
 from pntk.store.create import allocate, describe_store
 from pntk.store.layout import datasets, text_checksum
 
@@ -241,8 +241,13 @@ def sparse(place: Place, random: Random) -> None:
     if random.random() < 0.3:
         wanted = replace(wanted, shard=Shard(0, 1, 0, rows))
     place.main.unlink()
+    write_sparse(place.main, wanted)
+
+
+def write_sparse(path: Path, wanted: StoreHeader) -> None:
+    """Write an empty store without the space that it takes."""
     with h5py.File(
-        place.main, "w", libver=("v108", "v110"), alignment_threshold=1, alignment_interval=4096
+        path, "w", libver=("v108", "v110"), alignment_threshold=1, alignment_interval=4096
     ) as file:
         describe_store(file, wanted)
         allocate(file, datasets(wanted))

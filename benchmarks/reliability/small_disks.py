@@ -42,7 +42,7 @@ def shell(*words: str) -> None:
     except OSError as error:
         raise Unavailable(f"{words[0]}: {error.strerror}") from error
     if done.returncode:
-        raise Unavailable(f"{words[0]} says: {done.stderr.strip().splitlines()[-1]}")
+        raise Unavailable(f"{words[0]} says: {done.stderr.strip().splitlines()[0]}")
 
 
 @contextmanager

@@ -167,7 +167,7 @@ class Storm:
     @property
     def _latest(self) -> float:
         """Seconds within which a kill leaves work for others to come."""
-        return self.to_create + min(0.6 * (self.to_finish - self.to_create), 1.5)
+        return self.to_create + min(0.8 * (self.to_finish - self.to_create), 2.0)
 
     def in_creation(self, kills: int) -> None:
         """Kill while there is no file yet: at random, and at each step in turn."""
@@ -249,7 +249,7 @@ def run(
         "Rubbish under the names of the temporary files lies about from time to time.",
     )
     with folder(parent) as place:
-        storm = Storm(place / "a", "at random moments", rows, seed, finding, sync_interval=0.05)
+        storm = Storm(place / "a", "at random moments", rows, seed, finding, sync_interval=0.02)
         storm.at_random(kills)
         storm.report()
         storm = Storm(

@@ -14,6 +14,7 @@ from pntk.cli import digits
 from pntk.cli.demo_folder import DemoFolder
 from pntk.cli.digits import Split
 from pntk.featurizer import Featurizer
+from pntk.ntk.kernel_file import partial_path
 from pntk.ntk.projected import ntk
 from pntk.projection.spec import ProjectionSpec
 from pntk.report import Report
@@ -75,7 +76,8 @@ def featurized(
 def write_kernel(folder: DemoFolder, test: Digits) -> Path:
     """Write the kernel of the test digits."""
     path = folder.path("kernel.h5")
-    path.unlink(missing_ok=True)
+    for earlier in (path, partial_path(path)):
+        earlier.unlink(missing_ok=True)
     ntk(test.store, out=path)
     return path
 

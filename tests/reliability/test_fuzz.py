@@ -13,9 +13,10 @@ import pytest
 pytest.importorskip("benchmarks", reason="not on the path; run: python -m pytest in the checkout")
 pytest.importorskip("resource", reason="processes cannot be limited here")
 
-from benchmarks.reliability import examine, fuzz
+from benchmarks.reliability import attacks, examine, fuzz
 from benchmarks.reliability.fuzz import FAILED, FOUND, KINDS, MAIN, REFUSED, UNHARMED, Fuzz, Worker
 from benchmarks.reliability.rehash import lookup3, object_headers, rehash
+from benchmarks.reliability.task import make_header
 from benchmarks.reliability.watch import Watch
 
 
@@ -78,6 +79,24 @@ def test_a_worker_that_hangs_or_dies_is_noticed_and_replaced(case):
         assert worker.examine(path.parent, expected) == (UNHARMED, "")
     finally:
         worker.close()
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "message"),
+    [
+        (2**33, 8, "8,589,934,592 rows of it take 8,589,934,592 bytes, more than there is memory"),
+        (2, 2**36, "2 rows take 549,755,813,888 bytes, more than there is memory; read fewer"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="address space cannot be limited")
+def test_claims_that_memory_is_too_small_for(tmp_path, rows, width, message):
+    attacks.write_sparse(tmp_path / MAIN, make_header(rows, width, "float16"))
+    worker = Worker()
+    try:
+        outcome, why = worker.examine(tmp_path, None)
+    finally:
+        worker.close()
+    assert outcome == REFUSED and message in why
 
 
 def test_files_that_python_opens_elsewhere_are_noticed(tmp_path, monkeypatch):
