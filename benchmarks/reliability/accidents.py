@@ -11,8 +11,8 @@ from benchmarks.reliability.rehash import used
 def truncated(place: Place, random: Random) -> None:
     def cut(content: bytearray) -> bytes:
         whole = len(content)
-        lengths = [random.integers(1, 100), random.integers(whole), whole - 1]
-        return bytes(content[: int(lengths[random.integers(3)])])
+        lengths = [int(random.integers(1, 100)), int(random.integers(whole)), whole - 1]
+        return bytes(content[: lengths[random.integers(3)]])
 
     edit(place, random, cut)
 
