@@ -51,18 +51,27 @@ def start(arguments: list[str], counter: Path | None = None) -> subprocess.Popen
     return subprocess.Popen(
         arguments, cwd=_ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        start_new_session=True,
     )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """Wait for a process, and return what it said on stderr.
+
+    One that takes too long is killed with all processes that it has started.
+    """
+    try:
+        return process.communicate(timeout=SECONDS)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return f"took more than {SECONDS} s; {process.communicate()[1]}"
 
 
 def complete(arguments: list[str], finding: Finding, what: str) -> float:
     """Run a command that must succeed; return how long it took."""
     began = time.perf_counter()
     process = start(arguments)
-    try:
-        _, errors = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        _, errors = process.communicate()
+    errors = ended(process)
     finding.require(process.returncode == 0, f"{what}: exit {process.returncode}: {errors[-300:]}")
     return time.perf_counter() - began
 
@@ -86,7 +95,7 @@ def _kills(place: Path, kills: int, seed: int, finding: Finding) -> None:
     while not calm.exists() and process.poll() is None:
         time.sleep(0.01)
     to_create = time.perf_counter() - began
-    _, errors = process.communicate(timeout=SECONDS)
+    errors = ended(process)
     to_finish = time.perf_counter() - began
     if process.returncode:
         finding.failures.append(f"{what}: undisturbed: exit {process.returncode}: {errors[-300:]}")
@@ -133,7 +142,7 @@ def _signal(place: Path, number: signal.Signals, code: int, finding: Finding) ->
     while process.poll() is None and not (counter.exists() and counter.stat().st_size > 300):
         time.sleep(0.01)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=SECONDS)
+    errors = ended(process)
     given_out = counter.stat().st_size
     finding.require(process.returncode == code, f"{what}: exit {process.returncode}, not {code}")
     target = Target(path, expected, finding, what)
@@ -177,7 +186,7 @@ def _torchrun(place: Path, kills: int, seed: int, finding: Finding) -> None:
             process = start(command(target.path, "data", *options, ranks=ranks))
             _kill_one(process, random.uniform(0.2, 0.9) * seconds, ranks, random)
             began = time.perf_counter()
-            process.communicate(timeout=SECONDS)
+            ended(process)
             slowest = max(slowest, time.perf_counter() - began)
             if process.returncode == 0:  # it was over
                 break

@@ -26,8 +26,6 @@ from pntk.store.part import open_part
 
 ArrayLike = npt.ArrayLike | torch.Tensor
 
-_PIECE = 2**17  # bytes handed over at once; for more Linux looks for larger pages, which are rare
-
 
 class RowWriter:
     """The one writer of a store; make it with ``RowWriter.open``.
@@ -254,7 +252,7 @@ class RowWriter:
         left = data.reshape(-1).view(np.uint8).data
         try:
             while left:
-                count = os.pwrite(self._file.fileno(), left[:_PIECE], place)
+                count = os.pwrite(self._file.fileno(), left, place)
                 left, place = left[count:], place + count
         except OSError as error:
             raise StoreError(
