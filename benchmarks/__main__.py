@@ -22,10 +22,12 @@ from benchmarks.overhead import Overhead
 from benchmarks.registry import CheckFailed, Entry, Options, Result, Unavailable, run
 from benchmarks.scaling import Scaling
 from benchmarks.search import Search
+from benchmarks.store import Store
 from benchmarks.trak import Trak
 from benchmarks.variance import Variance
 
-ENTRIES: list[type[Entry]] = [Overhead, Memory, Kernels, Scaling, Trak, Variance, Search]
+ENTRIES: list[type[Entry]] = [Overhead, Memory, Kernels, Scaling, Trak, Variance]
+ENTRIES += [Store, Search]
 ENTRIES += [GpuOverhead, GpuKernels, GpuLayers, GpuJob]
 
 

@@ -73,9 +73,9 @@ class Search(Entry):
         faiss.omp_set_num_threads(torch.get_num_threads())
         self.notes.append(
             f"FAISS {faiss.__version__} ({faiss.get_compile_options().strip()}). A ratio below 1 "
-            "says that pntk is faster. pntk computes the norms of the rows in every search for "
-            "cosines. 'of product' is the time of the matrix product alone, as pntk has it made, "
-            "over that of the search."
+            "says that pntk is faster. For cosines pntk computes the norms of the rows in every "
+            "search; FAISS does not: its rows were normalised before. 'of product' is the time of "
+            "the matrix product alone, as pntk has it made, over that of the search."
         )
         for d, n in QUICK_SIZES if options.quick else SIZES + FULL_SIZES * options.full:
             if COPIES * 4 * n * d > psutil.virtual_memory().available / 2:

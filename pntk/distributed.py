@@ -14,7 +14,8 @@ from pntk.errors import DistributedError
 T = TypeVar("T")
 
 _POLL = 0.05  # seconds
-_PATIENCE = timedelta(days=30)  # ranks wait for the slowest, however long its share takes
+_MEETING = timedelta(minutes=30)  # to find each other, as long as PyTorch itself gives them
+_PATIENCE = timedelta(days=30)  # after that ranks wait for the slowest, whatever its share takes
 
 
 class Group:
@@ -95,7 +96,10 @@ def processes() -> Iterator[Group]:
     if not is_distributed():
         yield Group()
         return
-    ranks = Ranks(dist.new_group(backend="gloo", timeout=_PATIENCE))
+    with _explained(dist.get_rank()):
+        handle = dist.new_group(backend="gloo", timeout=_MEETING)
+    dist.distributed_c10d._set_pg_timeout(_PATIENCE, handle)
+    ranks = Ranks(handle)
     try:
         yield ranks
     finally:
@@ -111,7 +115,7 @@ def launched() -> Iterator[int]:
         yield 0
         return
     try:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        dist.init_process_group("gloo", timeout=_MEETING)
     except (ValueError, RuntimeError) as error:
         raise DistributedError(
             f"RANK and WORLD_SIZE are set and the processes cannot meet ({error}); start with "

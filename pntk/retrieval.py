@@ -27,7 +27,7 @@ _FEW = 4  # one group in so many is looked into by itself
 _QUERIES = 1024  # of a tile
 _SCORES = 2**21  # of a tile: what stays in a cache while it is looked through
 _FIRST_SCORES = 2**19  # of the first tile, which is looked through whole
-_TILE_BYTES = 2**24  # of rows in a tile, which are read twice: for the product and for norms
+_TILE_BYTES = 2**24  # of rows in a tile that are read twice: for the product and for norms
 _BLOCK_BYTES = 5 * 2**23  # of rows read at a time: large enough for the next to be read meanwhile
 _FIXED = 2**25  # what threads and the kernels that oneDNN writes take, whatever the sizes
 
@@ -92,7 +92,7 @@ def topk(
     check_widths(left, right)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= right.shape[0]:
         raise ConfigError(f"k is {k!r}; expected 1 to {right.shape[0]}, the rows of the store")
-    sizes = _sizes(left, right, k, memory_budget)
+    sizes = _sizes(left, right, k, metric, memory_budget)
     m = left.shape[0]
     values = torch.empty(m, k, dtype=torch.promote_types(left.dtype, right.dtype))
     indices = torch.empty(m, k, dtype=torch.int64)
@@ -125,7 +125,7 @@ class Sizes:
     first: int
 
 
-def _sizes(left: Rows, right: Rows, k: int, budget: int | str) -> Sizes:
+def _sizes(left: Rows, right: Rows, k: int, metric: str, budget: int | str) -> Sizes:
     """Share the budget: a quarter for queries, the rest for blocks and scores.
 
     Raises:
@@ -144,10 +144,11 @@ def _sizes(left: Rows, right: Rows, k: int, budget: int | str) -> Sizes:
         )
     room = given - _FIXED
     block = max(_GROUP, min(_BLOCK_BYTES, room // 12) // row // _GROUP * _GROUP)
+    twice = _TILE_BYTES if metric == "cosine" else _BLOCK_BYTES
     return Sizes(
         queries=room // 4 // query,
         block=block,
-        tile=max(_GROUP, min(_TILE_BYTES // row // _GROUP * _GROUP, block)),
+        tile=max(_GROUP, min(twice // row // _GROUP * _GROUP, block)),
         scores=min(_SCORES, room // 16 // itemsize),
         first=_FIRST_SCORES,
     )

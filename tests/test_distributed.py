@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -185,6 +186,42 @@ def test_ranks_must_be_alike(job):
 
 
 # ---- without ranks
+
+
+def test_a_rank_that_never_comes(tmp_path):
+    code = """
+import os, sys
+from datetime import timedelta
+from pntk import distributed
+from pntk.errors import DistributedError
+distributed._MEETING = timedelta(seconds=3)
+with distributed.launched() as rank:
+    if rank == 1:
+        os._exit(0)
+    try:
+        with distributed.processes():
+            pass
+    except DistributedError as error:
+        print(error)
+"""
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=os.environ | environment | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [rank.communicate(timeout=100)[0] for rank in ranks]
+    assert "rank 0: another rank has ended" in printed[0]
+    assert "run the same command again" in printed[0]
+
+
+def _free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def test_alone():

@@ -245,7 +245,7 @@ def test_the_smallest_budget_is_named_and_works(d, k):
 @pytest.mark.parametrize("k", [1, 1000])
 @pytest.mark.parametrize("budget", [10**8, 10**9, 10**11])
 def test_what_is_held_fits_the_budget(d, k, budget):
-    sizes = retrieval._sizes(as_rows(rows(1, d)), as_rows(rows(2000, d)), k, budget)
+    sizes = retrieval._sizes(as_rows(rows(1, d)), as_rows(rows(2000, d)), k, "dot", budget)
     lists = (2 * k + 64) * 16
     assert 0 < sizes.queries * (8 * d + lists) <= budget / 4
     assert 3 * sizes.block * 8 * d <= budget / 4

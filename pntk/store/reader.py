@@ -79,8 +79,13 @@ class FeatureStore:
 
     @property
     def done(self) -> npt.NDArray[np.uint8]:
-        """State of each row, uint8 [n]: MISSING, DONE or SKIPPED; follows a live writer."""
-        return self._column("done")
+        """State of each row at this moment, uint8 [n]: MISSING, DONE or SKIPPED; a copy.
+
+        Under a live writer a view would change while NumPy goes through it.
+        """
+        state = self._column("done").copy()
+        state.flags.writeable = False
+        return state
 
     @property
     def num_done(self) -> int:
