@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine, report
+from benchmarks.coverage import Coverage
+from benchmarks.exact import Exact, ExactCost
 from benchmarks.gpu_job import GpuJob
 from benchmarks.gpu_kernels import GpuKernels
 from benchmarks.gpu_layers import GpuLayers
@@ -27,7 +29,8 @@ from benchmarks.trak import Trak
 from benchmarks.variance import Variance
 
 ENTRIES: list[type[Entry]] = [Overhead, Memory, Kernels, Scaling, Trak, Variance]
-ENTRIES += [Store, Search]
+ENTRIES += [Store, Search, Exact, ExactCost]
+ENTRIES += [Coverage]
 ENTRIES += [GpuOverhead, GpuKernels, GpuLayers, GpuJob]
 
 

@@ -154,6 +154,6 @@ def _product_seconds(problem: Problem, m: int) -> float:
     """Return the time of the scores of all rows alone, from that of a tile that fits a cache."""
     n, d = problem.rows.shape
     y = problem.rows[: max(32, min(2**21 // m, 2**22 // d))]
-    call = repeated(lambda: retrieval._product(problem.queries[:m], y), 5)
+    call = repeated(lambda: retrieval.product(problem.queries[:m], y), 5)
     times = interleaved({"product": call}, 5)
     return times.of("product").median / 5 * n / len(y)

@@ -20,7 +20,7 @@ from pntk.batch import check_device, plain, take, to_device
 from pntk.compiled import outside_graphs
 from pntk.distributed import is_distributed
 from pntk.errors import ConfigError, ModelError, is_out_of_memory
-from pntk.gradients.capture import capture
+from pntk.gradients.capture import RowSink, capture
 from pntk.gradients.check import check_alone, check_sum, tolerance
 from pntk.gradients.coverage import Coverage
 from pntk.gradients.fallback import Fallback
@@ -38,6 +38,7 @@ from pntk.naming import (
     select_parameters,
     unwrap,
 )
+from pntk.ntk.proj_dim import ProjDim, suggest_proj_dim
 from pntk.ntk.projected import ntk
 from pntk.outputs import Output, Values, joined, resolve_output
 from pntk.precision import Autocast, check_autocast
@@ -233,7 +234,8 @@ class Featurizer:
         return rows, values
 
     def _add_gradients(self, batch: Any, rows_for: Callable[[str], Tensor]) -> Values:
-        values = capture(self._plan, self.model, self._output, batch, self._ready, rows_for)
+        sink = RowSink(self._ready, rows_for)
+        values = capture(self._plan, self.model, self._output, batch, sink)
         if self._fallback is not None:
             self._fallback.add(batch, self._ready, rows_for)
         return values
@@ -446,6 +448,13 @@ class Featurizer:
         """Return the nearest rows of a store; see :func:`pntk.topk`."""
         self._check_ours(queries, store)
         return topk(queries, store, k, **options)
+
+    def suggest_proj_dim(self, data: Any, tolerance: float, **options: Any) -> ProjDim:
+        """Return the width that keeps cosines within a tolerance of the exact ones.
+
+        See :func:`pntk.ntk.proj_dim.suggest_proj_dim`.
+        """
+        return suggest_proj_dim(self, data, tolerance, **options)
 
     def _check_ours(self, *stores: Any) -> None:
         """Refuse a store whose rows this featurizer would not make."""

@@ -81,6 +81,10 @@ class Batches:
         """
         yield from self._batches([np.array([row]) for row in rows])
 
+    def range(self, start: int, stop: int) -> Any:
+        """Return examples ``start`` to ``stop`` as one batch; not of a stream."""
+        return next(self._batches([np.arange(start, stop)]))[1]
+
     def _batches(self, groups: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:
         if self._stream:
             yield from self._from_stream(groups)

@@ -6,7 +6,6 @@ Shapes: n rows of a store; m queries; d width of a row; k neighbours; b rows of 
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from pntk.errors import ConfigError
 from pntk.memory import parse_bytes
+from pntk.products import product
 from pntk.rows import Rows, as_rows, check_same_map, check_widths, row_norms
 
 METRICS = ("cosine", "dot")
@@ -167,7 +167,7 @@ def _search(
         here = skipped[(skipped >= start) & (skipped < stop)] - start if len(skipped) else skipped
         useless = torch.from_numpy(here).to(x.device)
         for part, nearest in zip(parts, found, strict=True):
-            scores = _product(part, y)
+            scores = product(part, y)
             if norms is not None:
                 scores /= norms
             if len(useless):
@@ -194,21 +194,6 @@ def _tiles(rows: Rows, queries: int, k: int, sizes: Sizes) -> Iterator[tuple[int
 def _nonzero(norms: Tensor) -> Tensor:
     """Return norms that can be divided by: rows of zeros have the cosine 0."""
     return norms.masked_fill_(norms == 0, 1)
-
-
-# What torch.compile makes of a linear layer: oneDNN, where a matrix product goes to MKL, which
-# leaves AVX-512 unused on processors that are not Intel's and is half as fast there.
-_onednn = None
-if platform.machine() in ("x86_64", "AMD64"):
-    _onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-
-
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    """Return x y^T [m, b]."""
-    if _onednn is not None and x.dtype == torch.float32 and x.device.type == "cpu":
-        scores: Tensor = _onednn(x, y, None, "none", [], "")
-        return scores
-    return x @ y.T
 
 
 def _width(k: int) -> int:

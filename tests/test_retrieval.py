@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pntk import FeatureStore, Featurizer, retrieval, topk
+from pntk import FeatureStore, Featurizer, products, retrieval, topk
 from pntk.errors import ConfigError
 from pntk.retrieval import Sizes, largest, largest_in_torch
 from pntk.rows import as_rows
@@ -176,13 +176,13 @@ def test_the_score_matrix_is_never_formed(monkeypatch, cut):
     cut(Sizes(12, 64, 64, 8 * 32, 8))
     monkeypatch.setattr(retrieval, "_QUERIES", 8)
     seen = []
-    original = retrieval._product
+    original = retrieval.product
 
     def watch(x, y):
         seen.append((len(x), len(y)))
         return original(x, y)
 
-    monkeypatch.setattr(retrieval, "_product", watch)
+    monkeypatch.setattr(retrieval, "product", watch)
     topk(rows(20), rows(65, seed=1), 3)
     # two passes of 12 and 8 queries, in tiles of 8 queries and 32 rows
     assert seen == [(8, 32), (4, 32), (8, 32), (4, 32), (8, 1), (4, 1)] + [(8, 32)] * 2 + [(8, 1)]
@@ -292,7 +292,7 @@ def test_no_graph_is_kept():
 def test_without_onednn(monkeypatch):
     queries, store = rows(3, seed=1, dtype=torch.float32), rows(90, dtype=torch.float32)
     expected = topk(queries, store, 5)
-    monkeypatch.setattr(retrieval, "_onednn", None)
+    monkeypatch.setattr(products, "_onednn", None)
     found = topk(queries, store, 5)
     torch.testing.assert_close(found.values, expected.values)
     assert torch.equal(found.indices, expected.indices)
@@ -338,7 +338,7 @@ def test_what_is_done_for_a_device(cut, monkeypatch, sizes):
     queries, store = integers(5, 3, 0), integers(700, 3, 1)
     store[7] = NAN
     expected = topk(queries, store, 9, metric="dot")
-    monkeypatch.setattr(retrieval, "_product", product)
+    monkeypatch.setattr(retrieval, "product", product)
     found = topk(queries, store, 9, metric="dot")
     assert torch.equal(found.indices, expected.indices)
     assert torch.equal(found.values, expected.values)

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from pntk._version import __version__
-from pntk.cli import demo, export, featurize, info, join, ntk, repair, report, topk, verify
+from pntk.cli import (
+    demo,
+    export,
+    featurize,
+    info,
+    join,
+    ntk,
+    repair,
+    report,
+    spectrum,
+    topk,
+    verify,
+)
 from pntk.cli.common import examples, short_warning
 from pntk.cli.errors import Commands
 
@@ -19,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (demo, featurize, join, ntk, topk, report, info, verify, repair, export):
+for module in (demo, featurize, join, ntk, spectrum, topk, report, info, verify, repair, export):
     app.command(module.NAME, epilog=examples(*module.EXAMPLES))(module.command)
 
 

@@ -1,13 +1,16 @@
-"""One forward, one backward an output: factors become rows while the gradients flow.
+"""One forward, one backward an output: factors are used up while the gradients flow.
 
 No weight gradient is made by autograd. Each served layer's output gets a hook; when its gradient
-delta arrives, the layer's rule sketches the per-sample gradients onto the rows and forgets them.
+delta arrives, the layer's rule hands the per-sample gradients to a sink, as factors where it can,
+and forgets them. A sink may sketch them onto rows, or make a kernel of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +19,67 @@ from pntk.batch import batch_size, channels_last
 from pntk.errors import ModelError, OutputError, is_out_of_memory
 from pntk.gradients.hooks import Use, exact, quiet, tapped
 from pntk.gradients.plan import Plan
-from pntk.gradients.rules import Call, Target
+from pntk.gradients.rules import Call, Sketched, Target
 from pntk.outputs import Output, Values, check_values
 from pntk.projection.dispatch import Projector
 
 RowsFor = Callable[[str], Tensor]
+
+
+class Sink(Protocol):
+    """What takes per-sample gradients.
+
+    Attributes:
+        dtype: float32 or float64, in which gradients are made.
+        device: where they are.
+        impl: which implementation serves; see ``pntk.projection.dispatch``.
+    """
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def impl(self) -> str: ...
+
+    def target(self, name: str, output: int) -> Target:
+        """Return what takes those of one parameter and one output."""
+
+    def collecting(self) -> AbstractContextManager[None]:
+        """Return a context around the backward pass of an output."""
+
+
+@dataclass
+class RowSink:
+    """Sketch gradients onto rows.
+
+    Args:
+        projector: of all parameters.
+        rows_for: canonical parameter name -> rows [b, k] to add its share to.
+    """
+
+    projector: Projector
+    rows_for: RowsFor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.projector.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.projector.device
+
+    @property
+    def impl(self) -> str:
+        return self.projector.impl
+
+    def target(self, name: str, output: int) -> Target:
+        return Sketched(self.projector.sketch(name), self.rows_for(name), output)
+
+    def collecting(self) -> AbstractContextManager[None]:
+        return self.projector.collecting()
 
 
 class _Root(torch.autograd.Function):
@@ -36,19 +95,11 @@ class _Root(torch.autograd.Function):
         return None, None
 
 
-def capture(
-    plan: Plan,
-    model: nn.Module,
-    output: Output,
-    batch: Any,
-    projector: Projector,
-    rows_for: RowsFor,
-) -> Values:
-    """Add the projected gradients of all parameters that rules serve.
+def capture(plan: Plan, model: nn.Module, output: Output, batch: Any, sink: Sink) -> Values:
+    """Hand the per-sample gradients of all parameters that rules serve to a sink.
 
     Args:
         plan: completed by the probe.
-        rows_for: canonical parameter name -> rows [b, k] to add its share to.
 
     Returns:
         The output's values for the batch.
@@ -58,7 +109,7 @@ def capture(
         ModelError: a layer's input was changed in place after its use.
     """
     size = batch_size(batch)
-    run = _Run(projector, rows_for, size, keep=plan.outputs > 1)
+    run = _Run(sink, size, keep=plan.outputs > 1)
     with quiet(model), torch.enable_grad(), tapped(plan.uses.values(), run.on_call):
         found = _forward(plan, model, output, batch)
         values = check_values(found, size)
@@ -75,7 +126,7 @@ def capture(
         for column in range(values.shape[1] if plan.uses else 0):
             run.output = column
             last = column == values.shape[1] - 1
-            with projector.collecting():
+            with sink.collecting():
                 values[:, column].sum().backward(retain_graph=not last)
     return Values(found.values.detach(), found.labels, found.reweighting)
 
@@ -94,13 +145,12 @@ def _forward(plan: Plan, model: nn.Module, output: Output, batch: Any) -> Values
 class _Run:
     """The calls of one forward pass, waiting for their gradients."""
 
-    def __init__(self, projector: Projector, rows_for: RowsFor, batch: int, keep: bool) -> None:
-        self.projector = projector
-        self.rows_for = rows_for
+    def __init__(self, sink: Sink, batch: int, keep: bool) -> None:
+        self.sink = sink
         self.batch = batch
         self.keep = keep
         self.output = 0
-        self._anchor = torch.zeros((), device=projector.device, requires_grad=True)
+        self._anchor = torch.zeros((), device=sink.device, requires_grad=True)
 
     def on_call(self, use: Use, inputs: Tensor, result: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
@@ -125,9 +175,9 @@ class _Run:
             use.module,
             layout.samples_first(inputs.detach(), self.batch),
             self.batch,
-            self.projector.dtype,
+            self.sink.dtype,
             self.keep,
-            self.projector.impl,
+            self.sink.impl,
         )
         version = inputs._version
 
@@ -143,10 +193,7 @@ class _Run:
         return result
 
     def _contribute(self, use: Use, call: Call, delta: Tensor) -> None:
-        targets = {
-            key: Target(self.projector.sketch(name), self.rows_for(name), self.output)
-            for key, name in use.params.items()
-        }
+        targets = {key: self.sink.target(name, self.output) for key, name in use.params.items()}
         delta = delta if use.layout.shared else delta.movedim(use.layout.axis, 0)
-        with torch.no_grad(), exact(self.projector.device):
+        with torch.no_grad(), exact(self.sink.device):
             use.rule.contribute(call, delta, targets)

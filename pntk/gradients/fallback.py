@@ -7,7 +7,7 @@ The whole model runs again, vectorised over samples, but only these parameters g
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,33 +59,45 @@ class Fallback:
 
     def add(self, batch: Any, projector: Projector, rows_for: Callable[[str], Tensor]) -> None:
         """Add each parameter's projected gradients to its rows [b, k]."""
+        columns = range(self._plan.outputs)
         for part in parts(batch_size(batch), 1, self._chunk):
-            for index, column, gradients in self._gradients(take(batch, part)):
+            for index, column, gradients in self._gradients(take(batch, part), columns):
                 with exact(projector.device):
                     for name, gradient in gradients.items():
                         rows = rows_for(name)[part][index]
                         projector.sketch(name).add_gradient(gradient, rows, column)
 
-    def _gradients(self, batch: Any) -> Iterator[tuple[slice, int, dict[str, Tensor]]]:
+    def gradients(self, batch: Any, column: int) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """Yield (samples, gradients [samples, *shape] by name) of one output, part by part."""
+        for part in parts(batch_size(batch), 1, self._chunk):
+            for index, _, gradients in self._gradients(take(batch, part), [column]):
+                first = part.start + index.start
+                yield slice(first, first + index.stop - index.start), gradients
+
+    def _gradients(
+        self, batch: Any, columns: Sequence[int]
+    ) -> Iterator[tuple[slice, int, dict[str, Tensor]]]:
         """Yield (samples, output column, gradients [samples, *shape] by name)."""
         count = batch_size(batch)
         if self._vectorised:
             try:
-                found = self._vmapped(batch, 0)
+                found = self._vmapped(batch, columns[0])
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
                 self._vectorised = False
                 self._warn(error)
             else:
-                yield slice(0, count), 0, found
-                for column in range(1, self._plan.outputs):
+                yield slice(0, count), columns[0], found
+                for column in columns[1:]:
                     yield slice(0, count), column, self._vmapped(batch, column)
                 return
         for i in range(count):
             one = take(batch, slice(i, i + 1))
             each = ordinary_gradients(self._params, self._model, self._output, one)
             for column, gradients in enumerate(each):
+                if column not in columns:
+                    continue
                 yield slice(i, i + 1), column, {n: g[None] for n, g in gradients.items()}
 
     def _vmapped(self, batch: Any, column: int) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ samples in front: [b * m, ...], where a sample may own m > 1 consecutive entries
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,29 +25,57 @@ from pntk.projection.sketch import Columns, Sketch, Windows
 T = TypeVar("T")
 
 
+class Target(ABC):
+    """What takes one parameter's per-sample gradients of one output, in the form that they have.
+
+    A layer may own m > 1 consecutive entries of a sample; those add up.
+    """
+
+    @abstractmethod
+    def gradient(self, gradient: Tensor) -> None:
+        """Add per-sample gradients [b * m, *shape]."""
+
+    @abstractmethod
+    def products(self, rows: Tensor, columns: Columns) -> None:
+        """Add products of prepared factors."""
+
+    @abstractmethod
+    def affine(self, bias: Target | None, rows: Tensor, columns: Columns) -> None:
+        """Add products of rows [b * m, O, T] and prepared columns, and their sums for a bias."""
+
+    @abstractmethod
+    def lookup(self, ids: Tensor, delta: Tensor) -> None:
+        """Add delta [b * m, T, d] at rows ids [b * m, T]."""
+
+    def prepare_rows(self, rows: Tensor, groups: int = 1) -> Tensor:
+        """Return row factors [b * m, O, T] as :meth:`products` wants them."""
+        return rows
+
+    def prepare_columns(self, columns: Columns) -> Columns:
+        """Return column factors as :meth:`products` wants them; good for all outputs."""
+        return columns
+
+
 @dataclass
-class Target:
-    """Where one parameter's gradients go: its sketch, and rows [b, k] to add to."""
+class Sketched(Target):
+    """Sketch them, and add that to rows [b, k]."""
 
     sketch: Sketch
     rows: Tensor
     output: int
 
     def gradient(self, gradient: Tensor) -> None:
-        """Add per-sample gradients [b * m, *shape]; m consecutive ones are a sample's."""
         if len(gradient) != len(self.rows):
             by_sample = gradient.unflatten(0, (len(self.rows), -1))
             gradient = by_sample.sum(1, dtype=self.sketch.dtype)
         self.sketch.queue_gradient(gradient, self.rows, self.output)
 
     def products(self, rows: Tensor, columns: Columns) -> None:
-        """Add products of prepared factors."""
         self._add(rows.shape[0], self.sketch.add_products, rows, columns)
 
     def affine(self, bias: Target | None, rows: Tensor, columns: Columns) -> None:
-        """Add products of rows [b * m, O, T] and prepared columns, and their sums for a bias."""
         whole = len(rows) == len(self.rows)
-        if bias is not None and bias.rows is self.rows and whole:  # one pass over the rows
+        if isinstance(bias, Sketched) and bias.rows is self.rows and whole:  # one pass over rows
             self._add(rows.shape[0], partial(self.sketch.add_affine, bias.sketch), rows, columns)
             return
         groups = 1 if columns.windows is None else columns.windows.groups
@@ -55,8 +84,13 @@ class Target:
             bias.gradient(rows.sum(2, dtype=self.sketch.dtype))
 
     def lookup(self, ids: Tensor, delta: Tensor) -> None:
-        """Add delta [b * m, T, d] at rows ids [b * m, T]."""
         self._add(ids.shape[0], self.sketch.add_lookup, ids, delta)
+
+    def prepare_rows(self, rows: Tensor, groups: int = 1) -> Tensor:
+        return self.sketch.prepare_rows(rows, groups)
+
+    def prepare_columns(self, columns: Columns) -> Columns:
+        return self.sketch.prepare_columns(columns)
 
     def _add(self, count: int, add: Callable[..., None], *factors: Any) -> None:
         b, k = self.rows.shape
@@ -178,9 +212,7 @@ def _linear(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
     if weight:
         columns = call.once(
             "columns",
-            lambda: weight.sketch.prepare_columns(
-                Columns(call.positions(call.input).transpose(1, 2))
-            ),
+            lambda: weight.prepare_columns(Columns(call.positions(call.input).transpose(1, 2))),
         )
         weight.affine(bias, rows, columns)
     elif bias:
@@ -193,9 +225,9 @@ def _transposed_linear(call: Call, delta: Tensor, targets: dict[str, Target]) ->
     if weight := targets.get("weight"):
         rows = call.once(
             "rows",
-            lambda: weight.sketch.prepare_rows(call.positions(call.input).transpose(1, 2)),
+            lambda: weight.prepare_rows(call.positions(call.input).transpose(1, 2)),
         )
-        weight.products(rows, weight.sketch.prepare_columns(Columns(delta.transpose(1, 2))))
+        weight.products(rows, weight.prepare_columns(Columns(delta.transpose(1, 2))))
     if bias := targets.get("bias"):
         bias.gradient(delta.sum(1, dtype=call.dtype))
 
@@ -207,7 +239,7 @@ def _convolution(call: Call, delta: Tensor, targets: dict[str, Target]) -> None:
     rows = call.factor(delta.flatten(2))
     weight, bias = targets.get("weight"), targets.get("bias")
     if weight:
-        columns = call.once("columns", lambda: weight.sketch.prepare_columns(_seen(call, delta)))
+        columns = call.once("columns", lambda: weight.prepare_columns(_seen(call, delta)))
         weight.affine(bias, rows, columns)
     elif bias:
         bias.gradient(rows.sum(2, dtype=call.dtype))
@@ -238,10 +270,10 @@ def _transposed_convolution(call: Call, delta: Tensor, targets: dict[str, Target
         )
         rows = call.once(
             "rows",
-            lambda: weight.sketch.prepare_rows(call.factor(call.input.flatten(2)), conv.groups),
+            lambda: weight.prepare_rows(call.factor(call.input.flatten(2)), conv.groups),
         )
         seen = Columns(call.factor(delta), windows)
-        weight.products(rows, weight.sketch.prepare_columns(seen))
+        weight.products(rows, weight.prepare_columns(seen))
     if bias := targets.get("bias"):
         bias.gradient(delta.flatten(2).sum(2, dtype=call.dtype))
 

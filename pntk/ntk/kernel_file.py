@@ -1,15 +1,16 @@
 """Kernels on disk: one HDF5 file that is filled tile by tile, and has its name once it is whole.
 
-Until then it is called ``path + ".partial"``: datasets ``ntk`` [n, m], ``done`` and ``checksums``
-[tile rows, tile columns], and a header that says which kernel it is. A tile is written with its
-checksum by ordinary writes, synced, and marked as done after that. A symmetric kernel has marks for
-the upper triangle until it is whole; they stand for the mirror images too.
+Until then it is called ``path + ".partial"``: datasets ``ntk`` [n, m, *entry], ``done`` and
+``checksums`` [tile rows, tile columns], and a header that says which kernel it is. A tile is
+written with its checksum by ordinary writes, synced, and marked as done after that. A symmetric
+kernel has marks for the upper triangle until it is whole; they stand for the mirror images too.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import sys
@@ -37,6 +38,7 @@ FORMAT = "pntk-kernel"
 FORMAT_VERSION = 1
 SYNC_INTERVAL = 5.0  # seconds between syncs: the work that a kill can lose
 
+_ALIKE = ("shape", "entry", "components", "dtype", "normalize", "symmetric")
 _SUMS = (".header_crc32", ".content")
 _DTYPES = ("float32", "float64")
 _PIECE = 2**20  # bytes that are read, written or copied at a time
@@ -59,6 +61,8 @@ class KernelHeader:
         tile: rows and columns of a tile; the last ones may have fewer.
         rows: what identifies the rows, by name; ``content`` is a fingerprint of the numbers.
         columns: the same of the columns; None if they are the rows.
+        entry: shape of what two samples have: nothing for a number.
+        components: names along the first axis of ``entry``, if that is components.
 
     Raises:
         StoreError: a value has the wrong type or range.
@@ -71,6 +75,8 @@ class KernelHeader:
     tile: int
     rows: Side
     columns: Side | None
+    entry: tuple[int, ...] = ()
+    components: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shape = self.shape
@@ -86,6 +92,15 @@ class KernelHeader:
         right = self.columns is None if self.symmetric else _is_side(self.columns)
         if not (_is_side(self.rows) and right) or (self.symmetric and shape[0] != shape[1]):
             raise StoreError(f"header: rows and columns do not fit symmetric = {self.symmetric}")
+        entry, names = self.entry, self.components
+        if not isinstance(entry, (tuple, list)) or not all(map(_counts, entry)):
+            raise StoreError(f"header: entry is {entry!r}, expected positive integers")
+        if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
+            raise StoreError(f"header: components is {names!r}, expected names")
+        if names and (not entry or len(names) != entry[0]):
+            raise StoreError(f"header: {len(names)} components do not fit entry = {entry!r}")
+        object.__setattr__(self, "entry", tuple(entry))
+        object.__setattr__(self, "components", tuple(names))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -106,10 +121,10 @@ class KernelHeader:
             for shape, dtype in self.datasets().values()
         )
 
-    def datasets(self) -> dict[str, tuple[tuple[int, int], np.dtype[Any]]]:
+    def datasets(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Shape and little-endian dtype of each dataset."""
         return {
-            "ntk": (self.shape, np.dtype(self.dtype).newbyteorder("<")),
+            "ntk": (self.shape + self.entry, np.dtype(self.dtype).newbyteorder("<")),
             "done": (self.grid, np.dtype("u1")),
             "checksums": (self.grid, np.dtype("<u8")),
         }
@@ -144,7 +159,7 @@ class KernelHeader:
         return None
 
     def _entries(self) -> dict[str, Any]:
-        found = {name: getattr(self, name) for name in ("shape", "dtype", "normalize", "symmetric")}
+        found = {name: getattr(self, name) for name in _ALIKE}
         for name, side in (("rows", self.rows), ("columns", self.columns or {})):
             found |= {f"{name}.{key}": value for key, value in side.items()}
         return found
@@ -215,8 +230,11 @@ class KernelWriter:
         first = i if self.header.symmetric else 0
         return [j for j in range(first, len(done)) if done[j] != DONE]
 
-    def write(self, i: int, j: int, tile: Tensor) -> None:
-        """Write a tile [b, c], and its mirror image where it has one.
+    def write(self, i: int, j: int, tile: Tensor, mirrored: Tensor | None = None) -> None:
+        """Write a tile [b, c, *entry], and its mirror image where it has one.
+
+        Args:
+            mirrored: its mirror image [c, b, *entry]; None for ``tile.T``.
 
         Raises:
             StoreError: the disk refuses it.
@@ -224,7 +242,7 @@ class KernelWriter:
         try:
             self._put(i, j, tile)
             if self.header.symmetric and i != j:
-                self._put(j, i, tile.T)
+                self._put(j, i, tile.T if mirrored is None else mirrored)
             self._pending.append((i, j))
         except OSError as error:
             raise self._refused(error) from error
@@ -302,14 +320,16 @@ class KernelWriter:
         self.close()
 
     def _put(self, i: int, j: int, tile: Tensor) -> None:
-        """Write a tile [b, c], also a transposed one, a piece at a time, and its checksum."""
+        """Write a tile, also a transposed one, a piece at a time, and its checksum."""
         extent = self._extents["ntk"]
-        columns, size = extent.shape[1], extent.dtype.itemsize
-        first, left = i * self.header.tile, j * self.header.tile
+        each = math.prod(extent.shape[2:])  # numbers that two samples have
+        columns, size = extent.shape[1] * each, extent.dtype.itemsize
+        first, left = i * self.header.tile, j * self.header.tile * each
         checksum = xxh3_64(seed=_place(self.header, i, j))
-        step = max(1, _PIECE // (tile.shape[1] * size))
+        step = max(1, _PIECE // (tile.shape[1] * each * size))
         for start in range(0, len(tile), step):
             piece = tile[start : start + step].contiguous().numpy().astype(extent.dtype, copy=False)
+            piece = piece.reshape(len(piece), -1)
             checksum.update(piece.data)
             offset = extent.offset + ((first + start) * columns + left) * size
             if piece.shape[1] == columns:
@@ -376,7 +396,7 @@ class Kernel:
     Attributes:
         path: the file.
         header: what it is.
-        values: [n, m], read-only; the file is mapped, not read.
+        values: [n, m, *entry], read-only; the file is mapped, not read.
     """
 
     path: Path
@@ -385,7 +405,7 @@ class Kernel:
     extents: Extents
 
     def read(self, start: int, stop: int) -> Array:
-        """Return rows [start:stop], [b, m], as an array of their own; nothing else is kept.
+        """Return rows [start:stop], [b, m, *entry], as an array of their own, and keep nothing.
 
         Raises:
             StoreError: the file has been truncated, or cannot be read.
@@ -394,7 +414,7 @@ class Kernel:
         rows = range(extent.shape[0])[start:stop]
         offset = extent.offset + rows.start * extent.row_bytes
         with _opened(self.path) as file:
-            return _read_at(file, self.path, offset, (len(rows), extent.shape[1]), extent.dtype)
+            return _read_at(file, self.path, offset, (len(rows), *extent.shape[1:]), extent.dtype)
 
     def check(self) -> None:
         """Compare every tile with its checksum.
@@ -520,7 +540,7 @@ def _read_band(file: BinaryIO, path: Path, extent: Extent, i: int) -> Array:
 
 
 def _read_at(
-    file: BinaryIO, path: Path, offset: int, shape: tuple[int, int], dtype: np.dtype[Any]
+    file: BinaryIO, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> Array:
     result = np.empty(shape, dtype)
     left = result.reshape(-1).view(np.uint8).data

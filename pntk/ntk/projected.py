@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from pntk.rows import Rows, as_rows, check_same_map, check_widths, inverse_norms
 from pntk.store import FeatureStore
 from pntk.store.joined import open_parts
 from pntk.store.layout import text_checksum
+
+if TYPE_CHECKING:
+    from pntk.ntk.variance import VarianceRatio
 
 Multiply = Callable[[Tensor, Tensor, Tensor, bool], None]
 
@@ -43,7 +46,15 @@ class Sink(Protocol):
         """Take a tile, and its mirror image where the kernel is symmetric."""
 
 
+@overload
 def ntk(
+    a: Any, b: Any = ..., *, with_std: Literal[True], **options: Any
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def ntk(
+    a: Any, b: Any = ..., *, with_std: Literal[False] = ..., **options: Any
+) -> Tensor | Path: ...
+def ntk(  # type: ignore[misc]  # its overloads leave the other arguments to it
     a: Any,
     b: Any = None,
     *,
@@ -53,7 +64,9 @@ def ntk(
     device: torch.device | str = "cpu",
     impl: str = "torch",
     progress: bool = False,
-) -> Tensor | Path:
+    with_std: bool = False,
+    variance_ratio: float | VarianceRatio = 1.0,
+) -> Tensor | Path | tuple[Tensor, Tensor]:
     """Return the kernel matrix of rows, tile by tile.
 
     K = A B^T, where E[K] is the kernel of the output that the rows were made of, with no further
@@ -76,9 +89,13 @@ def ntk(
         device: where tiles are multiplied.
         impl: ``torch``, or ``triton``: float32 accuracy on the tensor cores of a GPU.
         progress: whether to show a progress bar.
+        with_std: whether to return the standard error of each entry too, in memory alone.
+        variance_ratio: what the projection's noise is a multiple of, for ``with_std``; see
+            :func:`pntk.ntk.uncertainty.kernel_std`.
 
     Returns:
-        Tensor [n, m] of the rows' type on the CPU, or the path of ``out``.
+        Tensor [n, m] of the rows' type on the CPU, or the path of ``out``; with ``with_std`` the
+        pair of kernel and standard errors.
 
     Raises:
         ConfigError: rows of different widths, maps or kinds, an ``impl`` that cannot make them, or
@@ -91,6 +108,20 @@ def ntk(
     tensor([[1.0000, 0.8000],
             [0.8000, 1.0000]])
     """
+    if with_std:
+        from pntk.ntk.uncertainty import kernel_std
+
+        return kernel_std(
+            a,
+            b,
+            normalize=normalize,
+            variance_ratio=variance_ratio,
+            out=out,
+            memory_budget=memory_budget,
+            device=device,
+            impl=impl,
+            progress=progress,
+        )
     budget = parse_bytes(memory_budget)
     if budget is None:
         raise ConfigError("memory_budget is None; expected bytes, or a text such as '1GB'")
@@ -272,7 +303,7 @@ def _compute(need: Need, tile: int, multiply: Multiply, sink: Sink, progress: bo
             block = room[: len(x) * len(y)].view(len(x), len(y))
             multiply(x, y, block, diagonal)
             if diagonal:
-                _mirror(block)
+                mirror_upper(block)
             sink.write(i, j, block.cpu())
             bar.update()
 
@@ -374,7 +405,7 @@ def _multiply_on_tensor_cores(x: Tensor, y: Tensor, block: Tensor, upper: bool) 
     launch("gram", "triton", x, y, None, None, block)
 
 
-def _mirror(block: Tensor) -> None:
+def mirror_upper(block: Tensor) -> None:
     """Copy the upper half of a square [b, b] to the lower one, so that K = K^T exactly."""
     for start in range(0, len(block), _SQUARE):
         stop = start + _SQUARE

@@ -10,7 +10,7 @@ from pntk.cli.common import format_bytes, plain, short_warning
 from pntk.cli.main import main
 from pntk.errors import PntkWarning
 
-COMMANDS = ["demo", "featurize", "ntk", "topk", "report", "info", "verify"]
+COMMANDS = ["demo", "featurize", "ntk", "topk", "report", "info", "verify", "spectrum"]
 
 
 def test_version(invoke):

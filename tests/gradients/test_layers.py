@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pntk import Featurizer
+from pntk import EmpiricalNTK, Featurizer, empirical_ntk
 from pntk.batch import batch_size, take
 from pntk.errors import PntkWarning
+from pntk.ntk.reference import reference_ntk
 
 # padding="same" with an odd total is asymmetric, which torch remarks upon
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
@@ -425,6 +426,27 @@ def test_fallback_gives_the_same_rows(distance, case):
         found = func(batch)
     assert func.coverage().by_rule == 0
     assert distance(found, rules) <= 1e-10
+
+
+@every_case
+@pytest.mark.parametrize("method", ["factors", "gradients"])
+def test_exact_kernels(case, method, monkeypatch):
+    model, batch = case.build()
+    expected = sum(reference_ntk(model, batch).values())
+    if expected.dim() == 2:
+        expected = expected[..., None, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PntkWarning)
+        found = empirical_ntk(model, batch, kind="full", method=method)
+        trace = empirical_ntk(model, batch, method=method)
+        monkeypatch.setattr(EmpiricalNTK, "_tile", lambda *_: 3)
+        tiled = empirical_ntk(model, batch, method=method)
+    scale = expected.abs().max()
+    assert ((found - expected.reshape(found.shape)).abs() <= 1e-10 * scale).all()
+    expected = expected.diagonal(dim1=2, dim2=3).sum(-1)
+    for kernel in (trace, tiled):
+        assert ((kernel - expected).abs() <= 1e-10 * expected.abs().max()).all()
+        assert torch.equal(kernel, kernel.T)
 
 
 @pytest.mark.gpu
