@@ -19,7 +19,7 @@ from pntk.batch import batch_size as size_of
 from pntk.batch import check_device, plain, take, to_device
 from pntk.compiled import outside_graphs
 from pntk.distributed import is_distributed
-from pntk.errors import ConfigError, ModelError, is_out_of_memory
+from pntk.errors import ConfigError, is_out_of_memory
 from pntk.gradients.capture import RowSink, capture
 from pntk.gradients.check import check_alone, check_sum, tolerance
 from pntk.gradients.coverage import Coverage
@@ -32,9 +32,9 @@ from pntk.memory import batch_that_fits, out_of_memory, parse_bytes
 from pntk.naming import (
     ParamFilter,
     canonical,
+    check_parameters,
     fingerprint,
     model_device,
-    named_parameters,
     select_parameters,
     unwrap,
 )
@@ -275,19 +275,7 @@ class Featurizer:
         batch = plain(batch)
         for name, module in self.model.named_modules():
             refuse(module, canonical(name))
-        present = named_parameters(self.model)
-        replaced = [name for name, p in self.params.items() if present.get(name) is not p]
-        if replaced:
-            raise ModelError(
-                f"parameters of the model were replaced ({', '.join(replaced[:3])}) since this "
-                "Featurizer was made; make a new one"
-            )
-        moved = next((p.device for p in self.params.values() if p.device != self.device), None)
-        if moved is not None:
-            raise ModelError(
-                f"the model was moved from {self.device} to {moved} since this Featurizer was "
-                "made; make a new one"
-            )
+        check_parameters(self.model, self.params, self.device)
         if self._projector is not None:
             return batch
         probe(self._plan, self.model, self._output, batch)

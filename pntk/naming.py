@@ -130,6 +130,29 @@ def _usable(params: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     return filled
 
 
+def check_parameters(
+    model: nn.Module, params: dict[str, nn.Parameter], device: torch.device
+) -> None:
+    """Refuse a model that no longer has the parameters that were selected, where they were.
+
+    Raises:
+        ModelError: they were replaced or moved.
+    """
+    present = named_parameters(model)
+    replaced = [name for name, p in params.items() if present.get(name) is not p]
+    if replaced:
+        raise ModelError(
+            f"parameters of the model were replaced ({', '.join(replaced[:3])}) since this was "
+            "made for them; make a new one"
+        )
+    moved = next((p.device for p in params.values() if p.device != device), None)
+    if moved is not None:
+        raise ModelError(
+            f"the model was moved from {device} to {moved} since this was made for it; make a new "
+            "one"
+        )
+
+
 def fingerprint(model: nn.Module) -> str:
     """Return a hash of all weights and persistent buffers: canonical names, types and values.
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("name", ["projection.md", "spectrum.md"])
+@pytest.mark.parametrize("name", ["projection.md", "spectrum.md", "ntk.md"])
 def test_examples_in_docs(name):
     outcome = doctest.testfile(str(ROOT / "docs" / name), module_relative=False, encoding="utf-8")
     assert outcome.attempted > 5

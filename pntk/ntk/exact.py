@@ -18,13 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 from xxhash import xxh3_64, xxh3_64_hexdigest
 
-from pntk.batch import batch_size, plain, repeat_first, take, tensors, to_device, tree_map
+from pntk.batch import batch_size, plain, repeat_first, take, tensors, to_device
 from pntk.compiled import outside_graphs
-from pntk.errors import ConfigError, DataError, OutputError, PntkWarning
+from pntk.errors import ConfigError, OutputError, PntkWarning
 from pntk.featurizer import CHECKED_SAMPLES, Featurizer
 from pntk.gradients.capture import capture
 from pntk.gradients.fallback import Fallback
@@ -37,6 +36,7 @@ from pntk.memory import parse_bytes
 from pntk.naming import (
     ParamFilter,
     canonical,
+    check_parameters,
     fingerprint,
     model_device,
     select_parameters,
@@ -44,9 +44,11 @@ from pntk.naming import (
 )
 from pntk.ntk.columns import Axes, Columns
 from pntk.ntk.contraction import Sides, mirror
+from pntk.ntk.exact_sinks import FileSink, Kernels, MemorySink
 from pntk.ntk.factors import Dense, as_matrices
-from pntk.ntk.kernel_file import KernelHeader, KernelWriter, check_new
+from pntk.ntk.kernel_file import KernelHeader, check_new
 from pntk.ntk.projected import mirror_upper
+from pntk.ntk.samples import check_alike, joined, samples_of
 from pntk.ntk.tile_kernel import TileKernel
 from pntk.ntk.ways import Survey, Way, choose_ways
 
@@ -59,8 +61,6 @@ _KINDS_OF_TEMPORARIES = 3
 _COPIES_OF_TILE = 3  # added up, put in order, and what is being added
 _FLOWING = 4  # tensors as large as the largest saved one, in a backward pass
 _NOMINAL_TILE = 256  # by which ways are chosen, before the tile is known
-
-Kernels = Tensor | dict[str, Tensor]
 
 
 class EmpiricalNTK:
@@ -136,14 +136,14 @@ class EmpiricalNTK:
         progress: bool = False,
     ) -> Kernels | Path:
         """Return the kernel of samples; see :func:`empirical_ntk`."""
-        left = _samples(x)
-        right = None if x2 is None else _samples(x2)
-        first = self._moved(left.first())
+        left = samples_of(x)
+        right = None if x2 is None else samples_of(x2)
+        first = left.range(0, min(CHECKED_SAMPLES, left.length))
         if right is not None:
-            _check_alike(first, self._moved(right.first()))
+            check_alike(first, right.first())
         if out is not None:
             check_new(Path(out))
-        self._prepare(first)
+        self._prepare(self._moved(first))
         n, m = left.length, (left if right is None else right).length
         sink = self._file(out, left, right) if out is not None else self._memory(n, m, x2 is None)
         try:
@@ -158,6 +158,7 @@ class EmpiricalNTK:
         """Learn how layers are called, and choose the way of each parameter."""
         for name, module in self.model.named_modules():
             refuse(module, canonical(name))
+        check_parameters(self.model, self.params, self.device)
         if self.ways:
             return
         if self._check:
@@ -167,7 +168,7 @@ class EmpiricalNTK:
                 proj_dim=64,
                 params=lambda name, p: canonical(name) in self.params,
                 fallback="*" if self.method == "func" else (),
-            ).check(take(batch, slice(0, CHECKED_SAMPLES)))
+            ).check(batch)
         probe(self._plan, self.model, self.columns, batch)
         two = take(batch, slice(0, 2)) if batch_size(batch) > 1 else repeat_first(batch, 2)
         survey = Survey(self._shapes, 2, dtype=self.dtype, device=self.device)
@@ -241,7 +242,7 @@ class EmpiricalNTK:
         kernels = _COPIES_OF_TILE * min(tile, n) * min(tile, m) * self._bytes_an_entry()
         return _KINDS_OF_TEMPORARIES * self._workspace + batch * sample + kernels
 
-    def _memory(self, n: int, m: int, symmetric: bool) -> _Memory:
+    def _memory(self, n: int, m: int, symmetric: bool) -> MemorySink:
         size = n * m * self._bytes_an_entry()
         if size > self.budget * 3 // 4:
             fit = int((self.budget * 3 // 4 // self._bytes_an_entry()) ** 0.5)
@@ -257,10 +258,11 @@ class EmpiricalNTK:
                 f"the kernel takes {size:,} bytes and {free:,} are available in memory; write it "
                 "to a file with out="
             )
-        room = self.budget - size
-        return _Memory(self, n, m, self._tile(n, m, symmetric, room), room, symmetric)
+        tile = self._tile(n, m, symmetric, self.budget - size)
+        named = self.components is not None
+        return MemorySink((n, m), self.axes, tile, symmetric=symmetric, named=named)
 
-    def _file(self, out: str | os.PathLike[str], left: Batches, right: Batches | None) -> _File:
+    def _file(self, out: str | os.PathLike[str], left: Batches, right: Batches | None) -> FileSink:
         n, m = left.length, (right or left).length
         parts = list(dict.fromkeys(self._component_of.values())) if self.components else []
         header = KernelHeader(
@@ -274,7 +276,7 @@ class EmpiricalNTK:
             entry=((len(parts),) if parts else ()) + self.axes.entry,
             components=tuple(parts),
         )
-        return _File(self, out, header)
+        return FileSink(out, header, self.axes)
 
     def _identity(self, data: Batches) -> dict[str, str | int | float | None]:
         """Return what tells this kernel's rows from others: the model, the output, the samples."""
@@ -297,11 +299,14 @@ class EmpiricalNTK:
 
     # ---- tiles -------------------------------------------------------------------------------
 
-    def _fill(self, sink: _Memory | _File, left: Batches, right: Batches | None, bar: bool) -> None:
-        tile, symmetric = sink.tile, right is None
+    def _fill(
+        self, sink: MemorySink | FileSink, left: Batches, right: Batches | None, bar: bool
+    ) -> None:
+        tile, symmetric, in_memory = sink.tile, right is None, isinstance(sink, MemorySink)
         bands = range(-(-left.length // tile))
         n, m = left.length, (right or left).length
-        unfolds = self._work_bytes(tile, n, m, symmetric, unfolds=True) <= sink.room
+        room = self.budget - (n * m * self._bytes_an_entry() if in_memory else 0)
+        unfolds = self._work_bytes(tile, n, m, symmetric, unfolds=True) <= room
         lacking = [(i, j) for i in bands for j in sink.missing(i)]
         for i, j in tqdm(lacking, unit="tile", desc="empirical ntk", disable=not bar):
             x = left.range(i * tile, min((i + 1) * tile, left.length))
@@ -311,7 +316,7 @@ class EmpiricalNTK:
                 other = right or left
                 y = other.range(j * tile, min((j + 1) * tile, other.length))
                 sides = Sides(batch_size(x), batch_size(y))
-                kernels = self._tile_of(self._moved(_joined(x, y)), sides, unfolds)
+                kernels = self._tile_of(self._moved(joined(x, y)), sides, unfolds)
             _warn_of_nonfinite(kernels, i * tile)
             sink.write(i, j, kernels)
 
@@ -465,120 +470,6 @@ def _saved_bytes(model: nn.Module) -> Iterator[Callable[[], int]]:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         # and the gradients that flow: of a layer's output, its input, and what is made of them
         yield lambda: sum(sizes.values()) + _FLOWING * max(sizes.values(), default=0)
-
-
-# ---- where tiles go ----------------------------------------------------------------------------
-
-
-class _Memory:
-    """Kernels in memory."""
-
-    def __init__(
-        self, ntk: EmpiricalNTK, n: int, m: int, tile: int, room: int, symmetric: bool
-    ) -> None:
-        self.tile, self.room = tile, room
-        self._n, self._m, self._symmetric = n, m, symmetric
-        self._pairs = ntk.axes.pairs * len(ntk.axes.kept)
-        self._named = ntk.components is not None
-        self._kernels: dict[str, Tensor] = {}
-
-    def missing(self, i: int) -> list[int]:
-        return list(range(i if self._symmetric else 0, -(-self._m // self.tile)))
-
-    def write(self, i: int, j: int, kernels: dict[str, Tensor]) -> None:
-        rows, columns = (slice(k * self.tile, (k + 1) * self.tile) for k in (i, j))
-        for name, kernel in kernels.items():
-            if kernel.shape[:2] == (self._n, self._m):
-                self._kernels[name] = kernel.cpu()
-                continue
-            if name not in self._kernels:
-                shape = (self._n, self._m, *kernel.shape[2:])
-                self._kernels[name] = torch.empty(shape, dtype=kernel.dtype)
-            whole = self._kernels[name]
-            whole[rows, columns] = kernel.cpu()
-            if self._symmetric and i != j:
-                whole[columns, rows] = transposed(kernel, self._pairs).cpu()
-
-    def finish(self) -> Kernels:
-        return self._kernels if self._named else self._kernels[""]
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-class _File:
-    """Kernels in an HDF5 file; components stand beside each other, [n, m, component, *entry]."""
-
-    def __init__(
-        self, ntk: EmpiricalNTK, out: str | os.PathLike[str], header: KernelHeader
-    ) -> None:
-        self._writer = KernelWriter.open(out, header)
-        self.tile, self.room = self._writer.header.tile, ntk.budget
-        self._pairs = ntk.axes.pairs * len(ntk.axes.kept)
-        self._names = header.components
-
-    def missing(self, i: int) -> list[int]:
-        return self._writer.missing(i)
-
-    def write(self, i: int, j: int, kernels: dict[str, Tensor]) -> None:
-        if self._names:
-            kernel = torch.stack([kernels[name] for name in self._names], dim=2)
-        else:
-            kernel = kernels[""]
-        self._writer.write(i, j, kernel.cpu(), transposed(kernel, self._pairs).cpu())
-
-    def finish(self) -> Path:
-        return self._writer.finish()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-def transposed(kernel: Tensor, axes: int) -> Tensor:
-    """Return K[j, i, ..., c', c] of K[i, j, ..., c, c'], where c and c' are so many axes each."""
-    kernel = kernel.transpose(0, 1)
-    if not axes:
-        return kernel
-    last = kernel.dim()
-    first, second = range(last - 2 * axes, last - axes), range(last - axes, last)
-    return kernel.permute(*range(last - 2 * axes), *second, *first)
-
-
-# ---- samples -----------------------------------------------------------------------------------
-
-
-def _samples(x: Any) -> Batches:
-    data = x.dataset if isinstance(x, DataLoader) else x
-    if isinstance(data, IterableDataset):
-        raise DataError(
-            f"the samples are a {type(data).__name__}, a stream; a kernel reads them several times "
-            "and in parts: pass tensors or a map-style data set"
-        )
-    return Batches(x)
-
-
-def _joined(x: Any, y: Any) -> Any:
-    """Return two batches as one.
-
-    Raises:
-        DataError: their samples have different shapes.
-    """
-    _check_alike(x, y)
-    rest = tensors(y)
-    return tree_map(lambda tensor: torch.cat([tensor, next(rest)]), x)
-
-
-def _check_alike(x: Any, y: Any) -> None:
-    """Refuse samples that are not of one kind."""
-
-    def shown(batch: Any) -> str:
-        return ", ".join(f"{t.dtype} {tuple(t.shape[1:])}" for t in tensors(batch))
-
-    if shown(x) != shown(y):
-        raise DataError(
-            f"samples of the rows are {shown(x)}, those of the columns {shown(y)}; expected one "
-            "kind (sequences padded to one length)"
-        )
 
 
 def _warn_of_nonfinite(kernels: dict[str, Tensor], first: int) -> None:

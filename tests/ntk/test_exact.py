@@ -18,7 +18,7 @@ from pntk.errors import CheckError, ConfigError, DataError, ModelError, OutputEr
 from pntk.models import GPT, MLP, LeNet, ResNet18, ViT
 from pntk.ntk.columns import Axes
 from pntk.ntk.contraction import Sizes, cost
-from pntk.ntk.exact import transposed
+from pntk.ntk.exact_sinks import transposed
 from pntk.ntk.kernel_file import KernelWriter, open_kernel
 from pntk.ntk.reference import reference_ntk
 
@@ -467,3 +467,21 @@ def test_calls_that_differ_from_batch_to_batch():
     ntk(torch.randn(2, 3))
     with pytest.raises(ModelError, match="called more often for this batch"):
         ntk(torch.randn(5, 3))
+
+
+def test_a_model_that_was_changed_after_the_object_was_made():
+    model, x = nn.Linear(6, 3), torch.randn(4, 6)
+    ntk = EmpiricalNTK(model)
+    ntk(x)
+    model.weight = nn.Parameter(torch.zeros(3, 6))
+    with pytest.raises(ModelError, match="were replaced .weight. since this was made"):
+        ntk(x)
+
+
+@pytest.mark.gpu
+@every_model
+@pytest.mark.parametrize("kind", ["trace", "full"])
+def test_a_gpu_gives_the_same_kernel(name, kind):
+    model, x = built(name)
+    expected = empirical_ntk(model, x, kind=kind)
+    same(empirical_ntk(model.cuda(), x.cuda(), kind=kind), expected)
