@@ -18,6 +18,7 @@ from pntk.cli import (
     repair,
     report,
     spectrum,
+    study,
     topk,
     verify,
 )
@@ -31,7 +32,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (demo, featurize, join, ntk, spectrum, topk, report, info, verify, repair, export):
+for module in (
+    demo,
+    featurize,
+    join,
+    ntk,
+    spectrum,
+    study,
+    topk,
+    report,
+    info,
+    verify,
+    repair,
+    export,
+):
     app.command(module.NAME, epilog=examples(*module.EXAMPLES))(module.command)
 
 

@@ -35,8 +35,8 @@ def examples(*lines: str) -> str:
 def choice(*allowed: str) -> dict[str, Any]:
     """Return the arguments of an option that takes one of some words."""
 
-    def check(value: str) -> str:
-        if value not in allowed:
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in allowed:
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}")
         return value
 

@@ -317,7 +317,7 @@ class EmpiricalNTK:
                 y = other.range(j * tile, min((j + 1) * tile, other.length))
                 sides = Sides(batch_size(x), batch_size(y))
                 kernels = self._tile_of(self._moved(joined(x, y)), sides, unfolds)
-            _warn_of_nonfinite(kernels, i * tile)
+            _warn_of_nonfinite(kernels, i * tile, j * tile)
             sink.write(i, j, kernels)
 
     def _tile_of(self, batch: Any, sides: Sides, unfolds: bool) -> dict[str, Tensor]:
@@ -472,15 +472,25 @@ def _saved_bytes(model: nn.Module) -> Iterator[Callable[[], int]]:
         yield lambda: sum(sizes.values()) + _FLOWING * max(sizes.values(), default=0)
 
 
-def _warn_of_nonfinite(kernels: dict[str, Tensor], first: int) -> None:
+def _warn_of_nonfinite(kernels: dict[str, Tensor], rows: int, columns: int) -> None:
+    """Warn of entries that are no numbers, and name a sample of which all are.
+
+    Args:
+        rows, columns: numbers of the tile's first samples.
+    """
     for kernel in kernels.values():
-        finite = kernel.flatten(1).isfinite().all(1)
-        if not bool(finite.all()):
-            at = first + int((~finite).nonzero()[0, 0])
-            warnings.warn(
-                f"entries of the kernel are NaN or infinite, first of sample {at}; check that "
-                "sample and the model's outputs for it",
-                PntkWarning,
-                stacklevel=3,
-            )
-            return
+        wrong = ~kernel.reshape(*kernel.shape[:2], -1).isfinite().all(2)
+        if not bool(wrong.any()):
+            continue
+        which = "entries"
+        for side, first, bad in (("row", rows, wrong.all(1)), ("column", columns, wrong.all(0))):
+            if bool(bad.any()):
+                which = f"entries of {side} {first + int(bad.nonzero()[0, 0])}"
+                break
+        warnings.warn(
+            f"{which} of the kernel are NaN or infinite; check the samples and the model's outputs "
+            "for them",
+            PntkWarning,
+            stacklevel=3,
+        )
+        return

@@ -40,6 +40,12 @@ def as_source(kernel: Any, what: str = "kernel") -> Source:
         return from_rows(kernel)
     if isinstance(kernel, Kernel):
         header = kernel.header
+        if header.entry:
+            raise ConfigError(
+                f"{kernel.path} holds {' x '.join(map(str, header.entry))} numbers for two samples "
+                "(outputs or components); expected one: make it with kind='trace' or 'pntk' and "
+                "without components"
+            )
         if not header.symmetric and header.rows != header.columns:
             raise ConfigError(
                 f"{kernel.path} is the {header.shape[0]:,} x {header.shape[1]:,} kernel between "

@@ -1,4 +1,7 @@
-"""A few samples' gradients, and featurizers like a given one, for what is estimated beforehand."""
+"""A few samples and their gradients, and featurizers like a given one, for what is estimated.
+
+Shapes: n samples; b batch; c outputs.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,64 @@ from collections.abc import Collection, Iterator
 from glob import escape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from pntk.batch import batch_size as size_of
+from pntk.batch import take, to_device
+from pntk.errors import ConfigError, DataError
+from pntk.loading import Batches
 from pntk.projection.spec import ProjectionSpec
 
 if TYPE_CHECKING:
     from pntk.featurizer import Featurizer
 
+LEAST_SAMPLES = 8
 _NUMBERS = 2**24  # of gradients that are held at a time, or those of one parameter
+
+
+def check_samples(samples: object) -> None:
+    """Refuse a number of samples whose pairs would be too few.
+
+    Raises:
+        ConfigError: no integer, or below 8.
+    """
+    whole = isinstance(samples, int) and not isinstance(samples, bool)
+    if not whole or samples < LEAST_SAMPLES:  # type: ignore[operator]
+        raise ConfigError(
+            f"samples is {samples!r}; expected an integer of at least {LEAST_SAMPLES}, as the "
+            "error is a quantile over pairs"
+        )
+
+
+def first_samples(data: Any, samples: int, device: torch.device) -> Any:
+    """Return the first examples of data as one batch on a device, fewer where there are fewer."""
+    batches = Batches(data, samples)
+    _, batch = next(batches.covering(np.arange(min(samples, batches.length))))
+    return to_device(take(batch, slice(0, samples)), device)
+
+
+def with_gradient(kernel: Tensor) -> Tensor:
+    """Return which samples [n] of an exact kernel [n, n] have a gradient other than zero.
+
+    Raises:
+        DataError: fewer than 8.
+    """
+    usable = kernel.diagonal() > 0
+    if int(usable.sum()) < LEAST_SAMPLES:
+        raise DataError(
+            f"{int(usable.sum())} of {len(kernel)} samples have a gradient other than zero; "
+            f"expected at least {LEAST_SAMPLES}: give more data, or a larger samples="
+        )
+    return usable
+
+
+def cosines(kernel: Tensor) -> Tensor:
+    """Return the cosines of pairs [n (n - 1) / 2] of a kernel [n, n]."""
+    norms = kernel.diagonal().sqrt().clamp(min=torch.finfo(kernel.dtype).tiny)
+    i, j = torch.triu_indices(len(kernel), len(kernel), 1)
+    return kernel[i, j] / norms[i] / norms[j]
 
 
 def like(

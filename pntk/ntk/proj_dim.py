@@ -7,21 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pntk.batch import batch_size as size_of
-from pntk.batch import take, to_device
-from pntk.errors import ConfigError, DataError
-from pntk.loading import Batches
-from pntk.ntk.pilot import gradients, like
+from pntk.errors import ConfigError
+from pntk.ntk.pilot import check_samples, cosines, first_samples, gradients, like, with_gradient
 from pntk.projection.spec import MAX_PROJ_DIM, MAX_SEED, MIN_TILE_COLUMNS
 
 if TYPE_CHECKING:
     from pntk.featurizer import Featurizer
 
-_LEAST_SAMPLES = 8
 _SEEDS = 4
 _FIRST = (256, 1024)  # widths that are measured to begin with
 _STEPS = 4  # widths that are tried between one power of two and the next, where any width can be
@@ -90,28 +85,16 @@ def suggest_proj_dim(
     for what, value in (("tolerance", tolerance), ("quantile", quantile)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
             raise ConfigError(f"{what} is {value!r}; expected a number between 0 and 1, as 0.05")
-    whole = isinstance(samples, int) and not isinstance(samples, bool)
-    if not whole or samples < _LEAST_SAMPLES:
-        raise ConfigError(
-            f"samples is {samples!r}; expected an integer of at least {_LEAST_SAMPLES}, as the "
-            "error is a quantile over pairs"
-        )
+    check_samples(samples)
     if featurizer.spec.family == "identity":
         raise ConfigError(
             "projection is 'identity', whose rows are as wide as the gradient; expected hadamard, "
             "rademacher or normal"
         )
-    batches = Batches(data, samples)
-    _, batch = next(batches.covering(np.arange(min(samples, batches.length))))
-    batch = to_device(take(batch, slice(0, samples)), featurizer.device)
+    batch = first_samples(data, samples, featurizer.device)
     exact, width = _exact(featurizer, batch)
-    usable = exact.diagonal() > 0
-    if int(usable.sum()) < _LEAST_SAMPLES:
-        raise DataError(
-            f"{int(usable.sum())} of {size_of(batch)} samples have a gradient other than zero; "
-            f"expected at least {_LEAST_SAMPLES}: give more data, or a larger samples="
-        )
-    target = _cosines(exact[usable][:, usable])
+    usable = with_gradient(exact)
+    target = cosines(exact[usable][:, usable])
 
     def error(k: int) -> float:
         found = []
@@ -119,7 +102,7 @@ def suggest_proj_dim(
             seed = (featurizer.spec.seed + 1 + i) % MAX_SEED
             spec = replace(featurizer.spec, proj_dim=k, seed=seed)
             rows = like(featurizer, spec)(batch).cpu().double()[usable.to("cpu")]
-            found.append((_cosines(rows @ rows.T) - target).abs())
+            found.append((cosines(rows @ rows.T) - target).abs())
         return float(torch.cat(found).quantile(quantile))
 
     family = featurizer.spec.family
@@ -203,10 +186,3 @@ def _exact(featurizer: Featurizer, batch: Any) -> tuple[Tensor, int]:
         kernel = kernel + (flat @ flat.T).cpu().double()
         width += flat.shape[1]
     return kernel, width
-
-
-def _cosines(kernel: Tensor) -> Tensor:
-    """Return the cosines of pairs [n (n - 1) / 2] of a kernel [n, n]."""
-    norms = kernel.diagonal().sqrt().clamp(min=torch.finfo(kernel.dtype).tiny)
-    i, j = torch.triu_indices(len(kernel), len(kernel), 1)
-    return kernel[i, j] / norms[i] / norms[j]

@@ -10,7 +10,17 @@ from pntk.cli.common import format_bytes, plain, short_warning
 from pntk.cli.main import main
 from pntk.errors import PntkWarning
 
-COMMANDS = ["demo", "featurize", "ntk", "topk", "report", "info", "verify", "spectrum"]
+COMMANDS = [
+    "demo",
+    "featurize",
+    "ntk",
+    "topk",
+    "report",
+    "info",
+    "verify",
+    "spectrum",
+    "study",
+]
 
 
 def test_version(invoke):

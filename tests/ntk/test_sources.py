@@ -2,7 +2,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from pntk import empirical_ntk
 from pntk.errors import ConfigError, StoreError
 from pntk.ntk import sources
 from pntk.ntk.kernel_file import open_kernel
@@ -94,6 +96,12 @@ def test_kernel_between_two_sets_is_refused(tmp_path):
 def test_what_is_no_kernel(kernel, message):
     with pytest.raises(ConfigError, match=message):
         as_source(kernel)
+
+
+def test_kernels_of_several_outputs_are_refused(tmp_path):
+    path = empirical_ntk(nn.Linear(3, 2), torch.randn(4, 3), kind="full", out=tmp_path / "k.h5")
+    with pytest.raises(ConfigError, match=r"k\.h5 holds 2 x 2 numbers .*kind='trace' or 'pntk'"):
+        as_source(path)
 
 
 def test_rounding_is_no_asymmetry(block_bytes):
