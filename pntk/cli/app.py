@@ -9,6 +9,7 @@ import typer
 
 from pntk._version import __version__
 from pntk.cli import (
+    attribute,
     demo,
     export,
     featurize,
@@ -19,6 +20,7 @@ from pntk.cli import (
     report,
     spectrum,
     study,
+    surrogate,
     topk,
     verify,
 )
@@ -40,6 +42,8 @@ for module in (
     spectrum,
     study,
     topk,
+    attribute,
+    surrogate,
     report,
     info,
     verify,

@@ -59,6 +59,7 @@ PRECISIONS = ("fp32", "fp64")
 _WORKSPACE = 2**26  # bytes of temporaries of one kind, at most
 _KINDS_OF_TEMPORARIES = 3
 _COPIES_OF_TILE = 3  # added up, put in order, and what is being added
+_MARGIN = 1.25  # what layers keep from one output to the next, and what an allocator loses
 _FLOWING = 4  # tensors as large as the largest saved one, in a backward pass
 _NOMINAL_TILE = 256  # by which ways are chosen, before the tile is known
 
@@ -174,7 +175,7 @@ class EmpiricalNTK:
         survey = Survey(self._shapes, 2, dtype=self.dtype, device=self.device)
         with _saved_bytes(self.model) as saved:
             capture(self._plan, self.model, self.columns, two, survey)
-        self._sample_bytes = saved() // 2
+        self._sample_bytes = int(_MARGIN * saved()) // 2
         ways = choose_ways(survey, self.axes, self.method, _NOMINAL_TILE, self._component_of)
         if self._plan.fallback:
             self._fallback = Fallback(self._plan, self.model, self.columns, self._workspace)

@@ -12,6 +12,7 @@ from pntk.gradients.rules import Target
 from pntk.ntk.columns import Axes
 from pntk.ntk.contraction import Pieces, Sizes, cost, shared_factor, sizes_of
 from pntk.ntk.factors import Kept, Piece, Product
+from pntk.projection.dispatch import resolve_impl
 
 _SMALL = 2**14  # numbers a sample of a parameter's gradients of all outputs that are worth keeping
 
@@ -49,12 +50,14 @@ class Gatherer:
         batch: b.
     """
 
-    impl = "torch"
-
     def __init__(
         self, shapes: Shapes, batch: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.shapes, self.batch, self.dtype, self.device = shapes, batch, dtype, device
+        # of norms alone, which then keep no normalised copy of what goes through them
+        self.impl = resolve_impl("auto", "hadamard", dtype=dtype, device=device)
+        if self.impl != "cpu":
+            self.impl = "torch"
         self.pieces: dict[str, list[Piece]] = {}
 
     def target(self, name: str, output: int) -> Target:

@@ -20,6 +20,8 @@ COMMANDS = [
     "verify",
     "spectrum",
     "study",
+    "attribute",
+    "surrogate",
 ]
 
 
