@@ -23,7 +23,13 @@ from xxhash import xxh3_64, xxh3_64_hexdigest
 
 from pntk.batch import batch_size, plain, repeat_first, take, tensors, to_device
 from pntk.compiled import outside_graphs
-from pntk.errors import ConfigError, OutputError, PntkWarning
+from pntk.errors import (
+    ConfigError,
+    OutOfMemoryError,
+    OutputError,
+    PntkWarning,
+    is_out_of_memory,
+)
 from pntk.featurizer import CHECKED_SAMPLES, Featurizer
 from pntk.gradients.capture import capture
 from pntk.gradients.fallback import Fallback
@@ -312,14 +318,25 @@ class EmpiricalNTK:
         for i, j in tqdm(lacking, unit="tile", desc="empirical ntk", disable=not bar):
             x = left.range(i * tile, min((i + 1) * tile, left.length))
             if symmetric and i == j:
-                kernels = self._tile_of(self._moved(x), Sides(batch_size(x)), unfolds)
+                kernels = self._within_memory(x, Sides(batch_size(x)), unfolds)
             else:
                 other = right or left
                 y = other.range(j * tile, min((j + 1) * tile, other.length))
                 sides = Sides(batch_size(x), batch_size(y))
-                kernels = self._tile_of(self._moved(joined(x, y)), sides, unfolds)
+                kernels = self._within_memory(joined(x, y), sides, unfolds)
             _warn_of_nonfinite(kernels, i * tile, j * tile)
             sink.write(i, j, kernels)
+
+    def _within_memory(self, batch: Any, sides: Sides, unfolds: bool) -> dict[str, Tensor]:
+        try:
+            return self._tile_of(self._moved(batch), sides, unfolds)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        raise OutOfMemoryError(
+            f"a tile of {sides.left} x {sides.columns} samples takes more memory than "
+            f"{self.device} has left; use a memory_budget below {self.budget}"
+        )
 
     def _tile_of(self, batch: Any, sides: Sides, unfolds: bool) -> dict[str, Tensor]:
         """Return component -> kernel [n, m, *entry] of a tile."""
@@ -427,6 +444,7 @@ def empirical_ntk(
 
     Raises:
         ConfigError: bad arguments, or a kernel or model that does not fit the budget.
+        OutOfMemoryError: the budget is more than the device has.
         ModelError: a model that mixes samples or draws random numbers.
         CheckError: outputs that depend on other samples.
         OutputError: outputs that are complex, of integers, or without a gradient.

@@ -54,10 +54,9 @@ class Gatherer:
         self, shapes: Shapes, batch: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.shapes, self.batch, self.dtype, self.device = shapes, batch, dtype, device
-        # of norms alone, which then keep no normalised copy of what goes through them
-        self.impl = resolve_impl("auto", "hadamard", dtype=dtype, device=device)
-        if self.impl != "cpu":
-            self.impl = "torch"
+        # of norms alone, of which the compiled ones keep no normalised copy of their input
+        on_cpu = device.type == "cpu"
+        self.impl = resolve_impl("auto", dtype=dtype, device=device) if on_cpu else "torch"
         self.pieces: dict[str, list[Piece]] = {}
 
     def target(self, name: str, output: int) -> Target:

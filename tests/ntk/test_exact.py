@@ -455,6 +455,15 @@ def test_entries_that_are_not_finite(monkeypatch, tile):
     assert kernel[[0, 1, 3]][:, [0, 1, 3]].isfinite().all()
 
 
+def test_a_budget_that_is_more_than_there_is(monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(EmpiricalNTK, "_tile_of", fails)
+    with pytest.raises(MemoryError, match=r"tile of 4 x 4 samples .* memory_budget below 1000"):
+        empirical_ntk(nn.Linear(6, 3), torch.randn(4, 6))
+
+
 def test_calls_that_differ_from_batch_to_batch():
     class Sometimes(nn.Module):
         def __init__(self):
