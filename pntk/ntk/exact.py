@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from xxhash import xxh3_64, xxh3_64_hexdigest
+from xxhash import xxh3_64_hexdigest
 
-from pntk.batch import batch_size, plain, repeat_first, take, tensors, to_device
+from pntk.batch import batch_size, plain, repeat_first, take, to_device
 from pntk.compiled import outside_graphs
 from pntk.errors import (
     ConfigError,
@@ -36,6 +35,7 @@ from pntk.gradients.fallback import Fallback
 from pntk.gradients.plan import Plan, make_plan
 from pntk.gradients.probe import probe
 from pntk.gradients.rules import refuse
+from pntk.gradients.saved import saved_bytes
 from pntk.host import available_memory
 from pntk.loading import Batches
 from pntk.memory import parse_bytes
@@ -54,7 +54,7 @@ from pntk.ntk.exact_sinks import FileSink, Kernels, MemorySink
 from pntk.ntk.factors import Dense, as_matrices
 from pntk.ntk.kernel_file import KernelHeader, check_new
 from pntk.ntk.projected import mirror_upper
-from pntk.ntk.samples import check_alike, joined, samples_of
+from pntk.ntk.samples import check_alike, content_of, joined, samples_of
 from pntk.ntk.tile_kernel import TileKernel
 from pntk.ntk.ways import Survey, Way, choose_ways
 
@@ -66,7 +66,6 @@ _WORKSPACE = 2**26  # bytes of temporaries of one kind, at most
 _KINDS_OF_TEMPORARIES = 3
 _COPIES_OF_TILE = 3  # added up, put in order, and what is being added
 _MARGIN = 1.25  # what layers keep from one output to the next, and what an allocator loses
-_FLOWING = 4  # tensors as large as the largest saved one, in a backward pass
 _NOMINAL_TILE = 256  # by which ways are chosen, before the tile is known
 
 
@@ -179,7 +178,7 @@ class EmpiricalNTK:
         probe(self._plan, self.model, self.columns, batch)
         two = take(batch, slice(0, 2)) if batch_size(batch) > 1 else repeat_first(batch, 2)
         survey = Survey(self._shapes, 2, dtype=self.dtype, device=self.device)
-        with _saved_bytes(self.model) as saved:
+        with saved_bytes(self.model) as saved:
             capture(self._plan, self.model, self.columns, two, survey)
         self._sample_bytes = int(_MARGIN * saved()) // 2
         ways = choose_ways(survey, self.axes, self.method, _NOMINAL_TILE, self._component_of)
@@ -287,12 +286,6 @@ class EmpiricalNTK:
 
     def _identity(self, data: Batches) -> dict[str, str | int | float | None]:
         """Return what tells this kernel's rows from others: the model, the output, the samples."""
-        digest = xxh3_64()
-        for start in range(0, data.length, data.batch_size):
-            for tensor in tensors(data.range(start, min(start + data.batch_size, data.length))):
-                digest.update(f"{tensor.dtype}{tuple(tensor.shape[1:])}".encode())
-                flat = tensor.detach().cpu().contiguous().reshape(-1)
-                digest.update(flat.view(torch.uint8).numpy().data)
         params = [[name, list(shape)] for name, shape in self._shapes.items()]
         return {
             "rows": data.length,
@@ -301,7 +294,7 @@ class EmpiricalNTK:
             "kind": self.columns.kind,
             "params": xxh3_64_hexdigest(str(params).encode()),
             "weights": fingerprint(self.model),
-            "content": digest.hexdigest(),
+            "content": content_of(data),
         }
 
     # ---- tiles -------------------------------------------------------------------------------
@@ -472,23 +465,6 @@ def empirical_ntk(
         check=check,
     )
     return work(x, x2, out=out, progress=progress)
-
-
-@contextmanager
-def _saved_bytes(model: nn.Module) -> Iterator[Callable[[], int]]:
-    """Give what tells the bytes that passes of autograd hold at a time, beside the model."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    sizes: dict[int, int] = {}
-
-    def note(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        # and the gradients that flow: of a layer's output, its input, and what is made of them
-        yield lambda: sum(sizes.values()) + _FLOWING * max(sizes.values(), default=0)
 
 
 def _warn_of_nonfinite(kernels: dict[str, Tensor], rows: int, columns: int) -> None:

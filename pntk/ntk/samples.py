@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
+from xxhash import xxh3_64
 
 from pntk.batch import tensors, tree_map
 from pntk.errors import DataError
 from pntk.loading import Batches
+
+_STEP = 64  # samples that are read at a time
 
 
 def samples_of(x: Any) -> Batches:
@@ -49,3 +52,14 @@ def check_alike(x: Any, y: Any) -> None:
             f"samples of the rows are {shown(x)}, those of the columns {shown(y)}; expected one "
             "kind (sequences padded to one length)"
         )
+
+
+def content_of(data: Batches) -> str:
+    """Return a hash of all samples."""
+    digest = xxh3_64()
+    for start in range(0, data.length, _STEP):  # however a loader would cut its batches
+        for tensor in tensors(data.range(start, min(start + _STEP, data.length))):
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape[1:])}".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -21,6 +21,7 @@ from pntk.ntk.contraction import Sizes, cost
 from pntk.ntk.exact_sinks import transposed
 from pntk.ntk.kernel_file import KernelWriter, open_kernel
 from pntk.ntk.reference import reference_ntk
+from pntk.ntk.samples import content_of, samples_of
 
 BOUND = 1e-10
 
@@ -301,6 +302,14 @@ def test_files_resume(tmp_path, monkeypatch):
     path = empirical_ntk(model, x, kind="full", out=tmp_path / "k.h5")
     assert len(made) == 3 + 4  # six tiles, of which two were kept
     same(torch.from_numpy(np.array(open_kernel(path).values)), expected)
+
+
+def test_what_identifies_samples_does_not_depend_on_batches():
+    x, y = torch.randn(150, 3), torch.arange(150)
+    data = TensorDataset(x, y)
+    found = {content_of(samples_of(DataLoader(data, batch_size=size))) for size in (1, 7, 200)}
+    assert len(found | {content_of(samples_of((x, y)))}) == 1
+    assert content_of(samples_of((x + 1, y))) not in found
 
 
 @pytest.mark.parametrize(
