@@ -286,8 +286,9 @@ def _copy(
             step = max(1, _BLOCK_BYTES // (4 * header.width))
             for start in range(0, len(wanted), step):
                 places = wanted[start : start + step]
-                block = np.concatenate([array[places] for array in arrays], axis=1, dtype="f4")
-                block *= np.float32(scale)
+                with np.errstate(over="ignore", invalid="ignore"):  # such rows are found below
+                    block = np.concatenate([array[places] for array in arrays], axis=1, dtype="f4")
+                    block *= np.float32(scale)
                 skipped = ~np.isfinite(block).all(1)
                 bad += int(skipped.sum())
                 cells = {name: values[places] for name, values in columns.items()}
