@@ -136,19 +136,21 @@ def cost(sizes: Sizes, summed: int, pairs: int, left: int, right: int) -> tuple[
 
 def shared_factor(pieces: Pieces, others: Pieces) -> bool | None:
     """Return which factor two outputs share: True the columns, False the rows, None neither."""
+    return next((columns for columns in (True, False) if _share(pieces, others, columns)), None)
+
+
+def _share(pieces: Pieces, others: Pieces, columns: bool) -> bool:
+    """Whether two outputs share their columns, or their rows."""
     if len(pieces) != len(others):
-        return None
+        return False
     if all(isinstance(p, Lookup) for p in pieces):
-        return True  # the rows that are looked up, which stand for columns of zeros and ones
-    for columns in (True, False):
-        if all(
-            isinstance(p, Product)
-            and isinstance(q, Product)
-            and (p.columns.tensor is q.columns.tensor if columns else p.rows is q.rows)
-            for p, q in zip(pieces, others, strict=True)
-        ):
-            return columns
-    return None
+        return columns  # the rows that are looked up, which stand for columns of zeros and ones
+    return all(
+        isinstance(p, Product)
+        and isinstance(q, Product)
+        and (p.columns.tensor is q.columns.tensor if columns else p.rows is q.rows)
+        for p, q in zip(pieces, others, strict=True)
+    )
 
 
 class Factors:
@@ -168,10 +170,10 @@ class Factors:
         self._missing = {(a, s) for a in range(outputs[0]) for s in range(outputs[1])}
 
     def add(self, a: int, s: int, pieces: Pieces) -> bool:
-        """Take the pieces of an output; False if they do not share a factor with the first ones."""
+        """Take the pieces of an output; False if they do not share that factor with the first."""
         if not self._pieces:
             self._pieces = pieces
-        elif shared_factor(pieces, self._pieces) is None:
+        elif not _share(pieces, self._pieces, self._shared):
             return False
         batch = slice(0, batch_of(pieces[0]))
         each = [_factor(p, batch, not self._shared) for p in pieces]  # [T, b, g, f]

@@ -17,11 +17,13 @@ from pntk import EmpiricalNTK, empirical_ntk
 from pntk.errors import CheckError, ConfigError, DataError, ModelError, OutputError, PntkWarning
 from pntk.models import GPT, MLP, LeNet, ResNet18, ViT
 from pntk.ntk.columns import Axes
-from pntk.ntk.contraction import Sizes, cost
+from pntk.ntk.contraction import Factors, Sizes, cost, shared_factor
 from pntk.ntk.exact_sinks import transposed
+from pntk.ntk.factors import Product
 from pntk.ntk.kernel_file import KernelWriter, open_kernel
 from pntk.ntk.reference import reference_ntk
 from pntk.ntk.samples import content_of, samples_of
+from pntk.projection.sketch import Columns
 
 BOUND = 1e-10
 
@@ -345,6 +347,20 @@ def test_costs():
     image = Sizes(positions=1024, shared=9, varying=8, entries=72, factors=True, dense=False)
     by_factors, by_gradients = cost(image, 1, 1, 100, 100)
     assert by_gradients < by_factors
+
+
+def test_outputs_have_to_share_the_same_factor():
+    def product(rows, columns):
+        return [Product(rows, Columns(columns), 2)]
+
+    x, y, z = (torch.randn(2, 3, 4) for _ in range(3))
+    assert shared_factor(product(y, x), product(z, x)) is True
+    assert shared_factor(product(x, y), product(x, z)) is False
+    assert shared_factor(product(x, y), product(z, z)) is None
+    factors = Factors(True, (1, 2))
+    assert factors.add(0, 0, product(y, x))
+    assert not factors.add(0, 1, product(y, z))  # the rows are the same, not the columns
+    assert factors.add(0, 1, product(z, x))
 
 
 def test_ways():
