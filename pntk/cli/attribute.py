@@ -17,6 +17,7 @@ from pntk.cli.common import (
     check_out,
     choice,
     console,
+    hit_cell,
     new_table,
     plain,
     print_json,
@@ -207,19 +208,10 @@ def _print(records: list[dict[str, Any]]) -> None:
             table.add_column(f"{'#' if end == 'highest' else '-'}{rank}", header_style="bold")
     for record in records[:SHOWN]:
         own = record["label"]
-        cells = [_cell(hit, own) for end in ends for hit in record[end]]
+        cells = [hit_cell(hit, own) for end in ends for hit in record[end]]
         label = [Text("" if own is None else str(own))] if labelled else []
         table.add_row(Text(str(record["target"])), *label, *cells)
     console().print(table)
     say("a training sample: its row, (its label), its score")
     if len(records) > SHOWN:
         say(f"{len(records) - SHOWN:,} more targets; write all with --out")
-
-
-def _cell(hit: dict[str, Any], own: int | None) -> Text:
-    """A sample; green where its label is the target's, red where it is another."""
-    cell = Text(str(hit["row"]))
-    if hit["label"] is not None:
-        style = "" if own is None else "green" if own == hit["label"] else "red"
-        cell.append(f" ({hit['label']})", style)
-    return cell.append(f" {hit['score']:.4g}")

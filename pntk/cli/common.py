@@ -137,3 +137,12 @@ def check_out(path: Path, *, suffixes: tuple[str, ...] = (), new: bool = False) 
         raise ConfigError(f"--out {path} ends in {path.suffix!r}; expected {', '.join(suffixes)}")
     if new and path.exists():
         raise ConfigError(f"--out {path} exists; choose another path, or delete it")
+
+
+def hit_cell(hit: Mapping[str, Any], own: int | None) -> Text:
+    """Return ``row (label) score``; green where its label is ``own``, red where it is another."""
+    cell = Text(str(hit["row"]))
+    if hit["label"] is not None:
+        style = "" if own is None else "green" if own == hit["label"] else "red"
+        cell.append(f" ({hit['label']})", style)
+    return cell.append(f" {hit['score']:.4g}")

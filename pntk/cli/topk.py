@@ -20,6 +20,7 @@ from pntk.cli.common import (
     check_out,
     choice,
     console,
+    hit_cell,
     new_table,
     plain,
     print_json,
@@ -241,19 +242,10 @@ def _print(hits: dict[str, np.ndarray]) -> None:
         table.add_column(f"#{rank}", header_style="bold")
     for record in records[:SHOWN]:
         own = record["label"]
-        cells = [_cell(hit, own) for hit in record["neighbours"]]
+        cells = [hit_cell(hit, own) for hit in record["neighbours"]]
         label = [Text("" if own is None else str(own))] if labelled else []
         table.add_row(Text(str(record["query"])), *label, *cells)
     console().print(table)
     say("a neighbour: its row, (its label), its score")
     if len(records) > SHOWN:
         say(f"{len(records) - SHOWN:,} more queries; choose with --rows, or write all with --out")
-
-
-def _cell(hit: dict[str, Any], own: int | None) -> Text:
-    """A neighbour; green where its label is the query's, red where it is another."""
-    cell = Text(str(hit["row"]))
-    if hit["label"] is not None:
-        style = "" if own is None else "green" if own == hit["label"] else "red"
-        cell.append(f" ({hit['label']})", style)
-    return cell.append(f" {hit['score']:.4g}")
