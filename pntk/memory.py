@@ -38,6 +38,18 @@ def parse_bytes(size: int | str | None) -> int | None:
     return int(number)
 
 
+def required_bytes(size: int | str) -> int:
+    """Return a number of bytes, where None does not stand for no limit.
+
+    Raises:
+        ConfigError: None, or not a positive size.
+    """
+    found = parse_bytes(size)
+    if found is None:
+        raise ConfigError("memory_budget is None; expected bytes, or a text such as '1GB'")
+    return found
+
+
 def batch_that_fits(plan: Plan, projector: Projector, count: int, budget: int | None) -> int:
     """Return how many of ``count`` samples to run at a time.
 

@@ -28,7 +28,7 @@ from pntk.attribution.ridge import Ridge, check_determined, check_ridge
 from pntk.attribution.tiles import SOLVED, Extremes, Plan
 from pntk.errors import ConfigError, OutOfMemoryError
 from pntk.host import available_memory
-from pntk.memory import parse_bytes
+from pntk.memory import required_bytes
 from pntk.ntk.kernel_file import KernelHeader, KernelWriter, check_new
 from pntk.retrieval import TopK
 
@@ -105,9 +105,7 @@ def attribute(
     if method not in METHODS:
         raise ConfigError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
     _check_arguments(method, ridge, top, both, out, weights, reweighting)
-    budget = parse_bytes(memory_budget)
-    if budget is None:
-        raise ConfigError("memory_budget is None; expected bytes, or a text such as '1GB'")
+    budget = required_bytes(memory_budget)
     checkpoints = pair_up(train, test, method)
     n, m = checkpoints[0].train.shape[0], checkpoints[0].test.shape[0]
     if top is not None and (isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= n):

@@ -38,7 +38,7 @@ from pntk.gradients.rules import refuse
 from pntk.gradients.saved import saved_bytes
 from pntk.host import available_memory
 from pntk.loading import Batches
-from pntk.memory import parse_bytes
+from pntk.memory import required_bytes
 from pntk.naming import (
     ParamFilter,
     canonical,
@@ -103,9 +103,7 @@ class EmpiricalNTK:
             if value not in allowed:
                 shown = ", ".join(str(name) for name in allowed)
                 raise ConfigError(f"unknown {what} {value!r}; expected one of {shown}")
-        budget = parse_bytes(memory_budget)
-        if budget is None:
-            raise ConfigError("memory_budget is None; expected bytes, or a text such as '1GB'")
+        budget = required_bytes(memory_budget)
         self.model = unwrap(model)
         self.columns = Columns(kind, output, trace_axes)
         self.components = components

@@ -15,7 +15,7 @@ from xxhash import xxh3_64, xxh3_64_hexdigest
 
 from pntk.errors import ConfigError, OutOfMemoryError
 from pntk.host import available_memory
-from pntk.memory import parse_bytes
+from pntk.memory import required_bytes
 from pntk.ntk.kernel_file import KernelHeader, KernelWriter, Side, check_new
 from pntk.projection.dispatch import why_not_gram
 from pntk.projection.gpu_ops import launch
@@ -122,9 +122,7 @@ def ntk(  # type: ignore[misc]  # its overloads leave the other arguments to it
             impl=impl,
             progress=progress,
         )
-    budget = parse_bytes(memory_budget)
-    if budget is None:
-        raise ConfigError("memory_budget is None; expected bytes, or a text such as '1GB'")
+    budget = required_bytes(memory_budget)
     check_same_map(a, b)
     left = as_rows(a)
     right = None if b is None else as_rows(b)
