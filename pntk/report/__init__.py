@@ -3,7 +3,7 @@
 Needs jinja2 and matplotlib: ``pip install "pntk[analysis]"``.
 """
 
-from pntk.report.content import Neighbour, Query, Report
+from pntk.report.content import Neighbour, Panel, Query, Report
 from pntk.report.html import write_report
 
-__all__ = ["Neighbour", "Query", "Report", "write_report"]
+__all__ = ["Neighbour", "Panel", "Query", "Report", "write_report"]

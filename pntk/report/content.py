@@ -56,6 +56,25 @@ class Query:
     neighbours: list[Neighbour] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Panel:
+    """A section of an analysis: a figure, a table, or both.
+
+    Args:
+        title: Title of the section.
+        figure: A picture as the bytes of a PNG.
+        caption: What the figure shows, in words; also read out in its place.
+        columns: Heads of the table's columns.
+        rows: Cells of the table, as many a row as there are columns.
+    """
+
+    title: str
+    figure: bytes | None = None
+    caption: str = ""
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+
+
 @dataclass
 class Report:
     """Everything a report shows; a section without content is left out.
@@ -69,6 +88,7 @@ class Report:
         kernel_labels: [m] ints, the class of each sample; sorts the kernel.
         class_names: Name of class 0, 1, ...
         spectrum: [r] eigenvalues of the kernel, descending.
+        panels: Sections of other analyses.
         coverage: A row a parameter, with the keys ``name``, ``shape``, ``count`` (entries),
             ``rule`` (how its gradient was captured) and ``module`` (its name, or why no rule).
         notes: Remarks and limits, a paragraph each.
@@ -83,6 +103,7 @@ class Report:
     kernel_labels: NDArray[Any] | None = None
     class_names: list[str] | None = None
     spectrum: NDArray[Any] | None = None
+    panels: list[Panel] = field(default_factory=list)
     coverage: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     reproduce: str = ""
@@ -101,6 +122,8 @@ def check_report(report: Report) -> None:
     if report.spectrum is not None:
         _check_spectrum(np.asarray(report.spectrum))
     _check_coverage(report.coverage)
+    for panel in report.panels:
+        _check_panel(panel)
     for query in report.queries:
         check_image(query.image, f"query {query.index}")
         for neighbour in query.neighbours:
@@ -166,6 +189,20 @@ def _check_spectrum(spectrum: NDArray[Any]) -> None:
             f"the largest eigenvalue of spectrum is {spectrum.max()}, but a kernel has a "
             "positive one: check the kernel, or leave the spectrum out"
         )
+
+
+def _check_panel(panel: Panel) -> None:
+    if panel.figure is not None and not panel.figure.startswith(b"\x89PNG"):
+        raise ConfigError(
+            f"the figure of {panel.title!r} starts with {panel.figure[:8]!r}; expected the bytes "
+            "of a PNG"
+        )
+    for row in panel.rows:
+        if len(row) != len(panel.columns):
+            raise ConfigError(
+                f"a row of {panel.title!r} has {len(row)} cells; expected {len(panel.columns)}, "
+                "one a column"
+            )
 
 
 def _check_coverage(coverage: Sequence[Mapping[str, Any]]) -> None:

@@ -47,6 +47,7 @@ def render_report(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["thumbnail"] = lambda image: plots.data_uri(plots.thumbnail(image))
+    environment.filters["data_uri"] = plots.data_uri
     environment.filters["shape"] = summary.format_shape
     environment.filters["share"] = summary.format_share
     environment.filters["score"] = summary.format_score
