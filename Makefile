@@ -26,7 +26,7 @@ demo: $(STAMP) ## train a small network, featurize it, and write a report to dem
 	$(BIN)/pntk demo --out demo-output
 
 test: $(STAMP) ## run the tests, with the coverage of pntk/
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m pytest --cov -n auto --dist worksteal
 
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check .

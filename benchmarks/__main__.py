@@ -19,6 +19,7 @@ from benchmarks.gpu_kernels import GpuKernels
 from benchmarks.gpu_layers import GpuLayers
 from benchmarks.gpu_overhead import GpuOverhead
 from benchmarks.kernels import Kernels
+from benchmarks.lds import Lds
 from benchmarks.memory import Memory
 from benchmarks.overhead import Overhead
 from benchmarks.registry import CheckFailed, Entry, Options, Result, Unavailable, run
@@ -30,7 +31,7 @@ from benchmarks.variance import Variance
 
 ENTRIES: list[type[Entry]] = [Overhead, Memory, Kernels, Scaling, Trak, Variance]
 ENTRIES += [Store, Search, Exact, ExactCost]
-ENTRIES += [Coverage]
+ENTRIES += [Coverage, Lds]
 ENTRIES += [GpuOverhead, GpuKernels, GpuLayers, GpuJob]
 
 
