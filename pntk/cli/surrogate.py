@@ -63,6 +63,9 @@ def command(
     legacy: Annotated[
         bool, typer.Option("--legacy", help="Fit the kGLM as it was published (Engel 2023).")
     ] = False,
+    of: Annotated[
+        str, typer.Option(metavar="own|N", help="Compare p of the row's own class, or of class N.")
+    ] = "own",
     bootstrap: Annotated[
         int, typer.Option(min=0, metavar="N", help="Samples for intervals; 0 for none.")
     ] = 1000,
@@ -75,9 +78,14 @@ def command(
     --probs are the classes, in ascending order of their labels.
     """
     require("scipy.stats", "the comparison with a network")
+    if of != "own" and not of.isdecimal():
+        raise ConfigError(f"--of is {of!r}; expected 'own' or the number of a column of --probs")
+    column = of if of == "own" else int(of)
     fitted_to, asked = FeatureStore(train), FeatureStore(test)
     check_same_map(fitted_to, asked)
     network = _read_probs(probs, len(asked))
+    if column != "own" and column >= network.shape[1]:
+        raise ConfigError(f"--of is {of} and --probs has {network.shape[1]} columns, 0 and up")
     labels = _labels(asked)
     kept = np.setdiff1d(np.arange(len(asked)), asked.skipped)
     if len(kept) < len(asked):
@@ -97,7 +105,7 @@ def command(
         )
     numbers = encode(check_labels(labels[kept], len(kept)), surrogate.classes_)[1]
     ours = surrogate.predict_proba(asked if len(kept) == len(asked) else asked[kept])
-    report = evaluate(ours, network[kept], numbers, bootstrap=bootstrap, seed=seed)
+    report = evaluate(ours, network[kept], numbers, of=column, bootstrap=bootstrap, seed=seed)
     if as_json:
         print_json({**_about(surrogate, fitted_to), **report.to_dict()})
     else:

@@ -336,7 +336,14 @@ class KernelSurrogate:
         )
 
     def evaluate(
-        self, X: Any, network_probs: Any, labels: Any, *, bootstrap: int = 1000, seed: int = 0
+        self,
+        X: Any,
+        network_probs: Any,
+        labels: Any,
+        *,
+        of: str | int = "own",
+        bootstrap: int = 1000,
+        seed: int = 0,
     ) -> SurrogateReport:
         """Compare with the network on other examples; see :func:`pntk.surrogate.evaluate`.
 
@@ -344,12 +351,14 @@ class KernelSurrogate:
             X: as in :meth:`decision_function`.
             network_probs: probabilities of the network [m, c], columns as ``classes_``.
             labels: [m], of ``classes_``.
+            of: what tau, Pearson and R^2 are of: ``own``, the probability of the example's own
+                class; or the number of one class for all examples.
             bootstrap: samples for intervals; 0 for none.
             seed: of the bootstrap.
         """
         probs = self.predict_proba(X)
         _, numbers = encode(check_labels(labels, len(probs)), self.classes_)
-        return evaluate(probs, network_probs, numbers, bootstrap=bootstrap, seed=seed)
+        return evaluate(probs, network_probs, numbers, of=of, bootstrap=bootstrap, seed=seed)
 
     # ---- private -------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """How alike a surrogate and its network are, on examples that neither was fit to.
 
-Shapes: m examples; c classes; p(x) the probability of an example's own class.
+Shapes: m examples; c classes; p(x) the probability of an example's own class, or of a given one.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def evaluate(
     network_probs: Any,
     labels: Any,
     *,
+    of: str | int = "own",
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> SurrogateReport:
@@ -116,6 +117,10 @@ def evaluate(
         surrogate_probs: [m, c], rows summing to 1: tensor or array.
         network_probs: [m, c], softmax of the logits over classes, not over examples.
         labels: class of each example, int [m].
+        of: what p(x) is the probability of: ``own``, the example's own class; or the number of one
+            class for all examples, as in the published tables of two classes. There, a pair of
+            examples of different classes agrees as soon as both tell the classes apart, so that
+            tau is near (1 + tau within classes) / 2: not to be compared with ``own``.
         bootstrap: samples of the examples, for intervals; 0 for none.
         seed: of the bootstrap.
 
@@ -139,7 +144,11 @@ def evaluate(
     numbers = _check_numbers(labels, *ours.shape)
     if bootstrap < 0:
         raise ConfigError(f"bootstrap is {bootstrap}; expected a number of samples, 0 for none")
-    compared = _Compared(ours, theirs, numbers)
+    if of != "own" and (isinstance(of, (bool, str)) or not 0 <= of < ours.shape[1]):
+        raise ConfigError(
+            f"of is {of!r}; expected 'own' or the number of a class, 0 to {ours.shape[1] - 1}"
+        )
+    compared = _Compared(ours, theirs, numbers, of)
     everything = np.arange(len(numbers))
     found = compared.measure(everything)
     return SurrogateReport(
@@ -157,9 +166,11 @@ def evaluate(
 class _Compared:
     """Probabilities of both, and everything about an example that does not depend on others."""
 
-    def __init__(self, ours: FloatArray, theirs: FloatArray, numbers: np.ndarray) -> None:
-        at = np.arange(len(numbers))
-        self.p, self.q = ours[at, numbers], theirs[at, numbers]
+    def __init__(
+        self, ours: FloatArray, theirs: FloatArray, numbers: np.ndarray, of: str | int
+    ) -> None:
+        at, column = np.arange(len(numbers)), numbers if of == "own" else of
+        self.p, self.q = ours[at, column], theirs[at, column]
         self.usable = (self.p > 0) & (self.p < 1) & (self.q > 0) & (self.q < 1)
         predicted, expected = ours.argmax(1), theirs.argmax(1)
         self.right, self.network_right = predicted == numbers, expected == numbers

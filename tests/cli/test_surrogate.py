@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("sklearn", reason="folds are scikit-learn's")
+from pntk.errors import PntkWarning
 from pntk.store import FeatureStore
 from pntk.surrogate import KernelSurrogate, evaluate
 
@@ -30,7 +31,8 @@ def test_json_is_what_python_gives(invoke, probs):
 
 def test_readable(invoke, probs):
     args = ["surrogate", "train.h5", "test.h5", "--probs", "probs.npy", "--bootstrap", 0]
-    shown = invoke(*args).stdout
+    with pytest.warns(PntkWarning, match="is the largest that was tried"):  # labels of chance
+        shown = invoke(*args).stdout
     assert "glm, alpha" in shown and ", chosen" in shown
     for word in ("Kendall tau-b", "R_Miss", "TAD", "20 rows of 3 classes", "9 rows"):
         assert word in shown
@@ -42,7 +44,7 @@ def test_skipped_rows_are_left_out(invoke, toy, stores, probs):
     work = ["featurize", "--model", "toy:net", "--data", "toy:with_nan", "--proj-dim", 64]
     invoke(*work, "--on-nonfinite", "skip", "--out", "some.h5", "--no-progress")
     np.save("more.npy", np.full((20, 3), 1 / 3))
-    args = ["--kind", "gp", "--bootstrap", 0]
+    args = ["--kind", "gp", "--alpha", 0.5, "--bootstrap", 0]
     shown = invoke("surrogate", "train.h5", "some.h5", "--probs", "more.npy", *args)
     assert "some.h5: 2 rows were skipped and are left out" in shown.stderr
     assert "18 rows" in shown.stdout
@@ -71,3 +73,12 @@ def test_stores_without_labels_are_refused(refused, stores, probs, monkeypatch):
     monkeypatch.setattr(FeatureStore, "labels", property(lambda store: None))
     shown = refused("surrogate", "train.h5", "test.h5", "--probs", "probs.npy", code=1)
     assert "test.h5 has no labels; featurize data that has some" in shown
+
+
+def test_of_one_class(invoke, probs):
+    args = ["surrogate", "train.h5", "test.h5", "--probs", "probs.npy", "--kind", "ridge"]
+    args += ["--alpha", 0.5, "--bootstrap", 0, "--json"]
+    own, first = (json.loads(invoke(*args, "--of", of).stdout) for of in ("own", "0"))
+    assert own["kendall_tau"] != first["kendall_tau"] and own["tad"] == first["tad"]
+    for wrong, message in (("x", "expected 'own' or the number"), ("3", "3 columns")):
+        assert message in invoke(*args, "--of", wrong, code=2).stderr

@@ -39,6 +39,34 @@ def test_against_scipy(probs):
     assert found.intervals == {} and found.saturated == 0 and found.examples == 200
 
 
+def test_probability_of_one_class(probs):
+    ours, theirs, labels = probs
+    found = evaluate(*probs, of=2, bootstrap=0)
+    p, q = ours[:, 2], theirs[:, 2]
+    assert found.kendall_tau == pytest.approx(kendalltau(p, q).statistic)
+    line = linregress(np.log(p / (1 - p)), np.log(q / (1 - q)))
+    assert found.r2 == pytest.approx(line.rvalue**2)
+    assert found.per_class[0] == pytest.approx(kendalltau(p[labels == 0], q[labels == 0]).statistic)
+    assert found.tad == evaluate(*probs, bootstrap=0).tad  # of predictions, whatever p is
+
+
+def test_telling_two_classes_apart_lifts_tau_of_one_class():
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 500)
+    ours, theirs = (0.05 + 0.8 * labels + 0.1 * generator.random(1000) for _ in range(2))
+    ours, theirs = (np.stack([1 - p, p], 1) for p in (ours, theirs))
+    found = evaluate(ours, theirs, labels, of=1, bootstrap=0)
+    assert np.abs(found.per_class).max() < 0.1
+    assert found.kendall_tau == pytest.approx((1 + np.mean(found.per_class)) / 2, abs=0.01)
+    assert abs(evaluate(ours, theirs, labels, bootstrap=0).kendall_tau) < 0.1
+
+
+@pytest.mark.parametrize("of", [3, -1, True, "other"])
+def test_a_class_that_there_is_not(probs, of):
+    with pytest.raises(ConfigError, match="expected 'own' or the number of a class, 0 to 2"):
+        evaluate(*probs, of=of)
+
+
 def test_by_hand():
     network = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.7, 0.3], [0.0, 1.0], [0.5, 0.5]])
     surrogate = np.array([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.6, 0.4], [0.1, 0.9], [0.7, 0.3]])
