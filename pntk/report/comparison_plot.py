@@ -44,7 +44,7 @@ def comparison_plot(comparison: Comparison, measure: str = "kendall_tau") -> byt
             lines = sorted(lines, key=lambda line: line.proj_dim or 0)
             values = [_value(line, measure) for line in lines]
             axes.errorbar(
-                [line.proj_dim for line in lines],
+                [line.proj_dim or 0 for line in lines],
                 values,
                 yerr=_bars(lines, measure),
                 capsize=3,

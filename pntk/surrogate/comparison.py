@@ -140,21 +140,8 @@ def compare_kernels(
             seed=seed,
         )
         with tempfile.TemporaryDirectory() as folder:
-            if name in EXACT:
-                ours, theirs = _exact(model, train, test, name.split()[1], normalize is True)
-            elif name in ACTIVATIONS:
-                which = "last" if name == "CK" else "all"
-                ours, theirs = (
-                    embeddings(model, data, which, batch_size=batch_size) for data in (train, test)
-                )
-            else:
-                featurizer = Featurizer(model, name, ProjectionSpec(proj_dim=int(k), seed=seed))
-                ours, theirs = (
-                    featurizer.featurize(
-                        data, Path(folder) / f"{part}.h5", batch_size=batch_size, progress=False
-                    )
-                    for part, data in (("train", train), ("test", test))
-                )
+            source = _Source(model, train, test, batch_size, Path(folder))
+            ours, theirs = source.of(name, k, seed, cosines=normalize is True)
             predicted = surrogate.fit(ours, labels).predict_proba(theirs)
         report = evaluate(predicted, probs, test_labels, of=of, bootstrap=bootstrap, seed=seed)
         lines.append(Line(name, k, surrogate.alpha_, report))
@@ -210,17 +197,45 @@ def _joined(train: Any, test: Any) -> Any:
     )
 
 
-def _exact(
-    model: nn.Module, train: Any, test: Any, kind: str, cosines: bool
-) -> tuple[Tensor, Tensor]:
-    """Return the kernel of train examples [n, n], and of test with train examples [m, n]."""
-    kernel = empirical_ntk(model, _joined(train, test), kind=kind)
-    assert isinstance(kernel, Tensor)  # neither components nor a file were asked for
-    if cosines:
-        inverse = kernel.diagonal().clamp(min=torch.finfo(kernel.dtype).tiny).rsqrt()
-        kernel = kernel * torch.outer(inverse, inverse)
-    n = Batches(train).length
-    return kernel[:n, :n], kernel[n:, :n]
+@dataclass(frozen=True)
+class _Source:
+    """Where rows and kernels of both sets of examples come from."""
+
+    model: nn.Module
+    train: Any
+    test: Any
+    batch_size: int | None
+    folder: Path
+
+    def of(self, name: str, k: int | None, seed: int, cosines: bool) -> tuple[Any, Any]:
+        """Return rows of train and test examples, or kernels [n, n] and [m, n]."""
+        if name in EXACT:
+            return self._exact(name.split()[1], cosines)
+        if name in ACTIVATIONS:
+            which = "last" if name == "CK" else "all"
+            found = [
+                embeddings(self.model, data, which, batch_size=self.batch_size)
+                for data in (self.train, self.test)
+            ]
+            return found[0], found[1]
+        assert k is not None  # of all that are projected
+        featurizer = Featurizer(self.model, name, ProjectionSpec(proj_dim=k, seed=seed))
+        stores = [
+            featurizer.featurize(
+                data, self.folder / f"{part}.h5", batch_size=self.batch_size, progress=False
+            )
+            for part, data in (("train", self.train), ("test", self.test))
+        ]
+        return stores[0], stores[1]
+
+    def _exact(self, kind: str, cosines: bool) -> tuple[Tensor, Tensor]:
+        kernel = empirical_ntk(self.model, _joined(self.train, self.test), kind=kind)
+        assert isinstance(kernel, Tensor)  # neither components nor a file were asked for
+        if cosines:
+            inverse = kernel.diagonal().clamp(min=torch.finfo(kernel.dtype).tiny).rsqrt()
+            kernel = kernel * torch.outer(inverse, inverse)
+        n = Batches(self.train).length
+        return kernel[:n, :n], kernel[n:, :n]
 
 
 def _cell(report: SurrogateReport, name: str) -> str:

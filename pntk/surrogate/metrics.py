@@ -169,7 +169,8 @@ class _Compared:
     def __init__(
         self, ours: FloatArray, theirs: FloatArray, numbers: np.ndarray, of: str | int
     ) -> None:
-        at, column = np.arange(len(numbers)), numbers if of == "own" else of
+        at = np.arange(len(numbers))
+        column = numbers if isinstance(of, str) else np.full_like(numbers, of)
         self.p, self.q = ours[at, column], theirs[at, column]
         self.usable = (self.p > 0) & (self.p < 1) & (self.q > 0) & (self.q < 1)
         predicted, expected = ours.argmax(1), theirs.argmax(1)
