@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,7 @@ from rich.text import Text
 from pntk.errors import ConfigError, PntkWarning
 
 PIPE_WIDTH = 200  # columns where there is no terminal to tell
+NORMALIZE: dict[str, bool | str] = {"cosine": True, "none": False, "trntk0": "trntk0"}
 
 StoreFile = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, metavar="STORE.h5", help="A store.")
@@ -41,6 +43,22 @@ def choice(*allowed: str) -> dict[str, Any]:
         return value
 
     return {"metavar": "|".join(allowed), "callback": check}
+
+
+def read_probs(path: Path, rows: int) -> np.ndarray:
+    """Return the array of ``--probs``, [rows, c]."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ConfigError(
+            f"--probs {path} is no array of NumPy ({error}); write it with np.save"
+        ) from error
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or len(found) != rows:
+        shape = getattr(found, "shape", "several arrays")
+        raise ConfigError(
+            f"--probs {path} has shape {shape}; expected [{rows}, c], a row for each of the store"
+        )
+    return found
 
 
 # ---- printing ----------------------------------------------------------------------------------

@@ -22,12 +22,13 @@ from pntk.cli.demo_steps import (
     accuracies,
     featurized,
     make_page,
+    surrogates,
     trained,
     write_kernel,
 )
 from pntk.cli.errors import explain_stop
 from pntk.extras import require
-from pntk.report import write_report
+from pntk.report import Surrogate, write_report
 from pntk.report.neighbours import VOTERS
 from pntk.report.summary import format_share
 
@@ -50,8 +51,9 @@ def command(
     """Train a small network on handwritten digits, and look at it through its tangent kernel.
 
     It trains a LeNet, writes the projected gradients of all training and test digits, computes the
-    kernel of the test digits, finds the training digits nearest to each of them, and puts it all
-    into a report, whose path is the last line. Run again, it goes on with what is there.
+    kernel of the test digits, finds the training digits nearest to each of them and those that
+    influence it most, fits kernel machines and compares them with the network, and puts it all into
+    a report, whose path is the last line. Run again, it goes on with what is there.
     """
     for module in ("sklearn", "jinja2", "matplotlib"):
         require(module, "the demo")
@@ -70,27 +72,39 @@ def _run(folder: DemoFolder, settings: Settings, reproduce: str) -> dict[str, An
     sizes = [len(split.labels) for split in splits]
     with _step(f"training a LeNet on {sizes[0]:,} digits"):
         model = trained(folder, splits[0], settings)
-        predictions = digits.predict(model, splits[1].images).numpy()
+        probs = digits.probabilities(model, splits[1].images)
+        predictions = probs.argmax(1).numpy()
     with _step(f"featurizing {sizes[0]:,} + {sizes[1]:,} digits at k = {settings.proj_dim:,}"):
         train, test = featurized(folder, model, splits, settings)
     with _step(f"kernel of {sizes[1]:,} test digits"):
         kernel = write_kernel(folder, test)
     with _step("nearest training digits of each test digit"):
         found = accuracies(train, test, predictions)
+    with _step("kernel machines beside the network"):
+        compared = surrogates(train, test, probs, settings)
     with _step("report"):
-        report = make_page(train, test, predictions, found, settings.seed)
+        report = make_page(train, test, predictions, found, compared, settings.seed)
         report.reproduce = reproduce
         path = write_report(report, folder.path("report.html"))
     return {
         "accuracy": found,
+        "surrogates": [_numbers(surrogate) for surrogate in compared],
         "rows": {"train": sizes[0], "test": sizes[1]},
         "width": settings.proj_dim,
         "weights": train.store.header.weights,
-        "stores": [str(train.store.path), str(test.store.path)],
+        "stores": [
+            str(store.path) for split in (train, test) for store in (split.store, split.margin)
+        ],
         "kernel": str(kernel.absolute()),
         "report": str(path.absolute()),
         "seconds": round(time.perf_counter() - start, 2),
     }
+
+
+def _numbers(surrogate: Surrogate) -> dict[str, Any]:
+    names = ("kendall_tau", "r2", "tad", "agreement")
+    found = {name: getattr(surrogate.report, name) for name in names}
+    return {"name": surrogate.name, **found}
 
 
 @contextmanager
@@ -122,6 +136,17 @@ def _print(results: dict[str, Any]) -> None:
         (f"a vote of the {VOTERS} nearest in pixels", "pixel_neighbours"),
     ):
         table.add_row(what, format_share(accuracy[key]))
+    console().print(table)
+    table = new_table("a kernel machine", "Kendall tau", "R^2", "TAD, points", "same answer")
+    for numbers in results["surrogates"]:
+        table.add_row(
+            numbers["name"],
+            f"{numbers['kendall_tau']:.3f}",
+            f"{numbers['r2']:.3f}",
+            f"{100 * numbers['tad']:+.1f}",
+            format_share(numbers["agreement"]),
+        )
+    console().print()
     console().print(table)
     same = format_share(accuracy["kernel_neighbours_as_network"])
     typer.echo(f"The vote in the kernel is the network's own answer for {same} of the digits.")

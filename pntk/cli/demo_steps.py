@@ -1,4 +1,4 @@
-"""The steps of the demo: train, featurize, kernel, neighbours, report."""
+"""The steps of the demo: train, featurize, kernel, neighbours, surrogates, report."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pntk.cli import digits
 from pntk.cli.demo_folder import DemoFolder
@@ -17,14 +16,19 @@ from pntk.featurizer import Featurizer
 from pntk.ntk.kernel_file import partial_path
 from pntk.ntk.projected import ntk
 from pntk.projection.spec import ProjectionSpec
-from pntk.report import Report
+from pntk.report import Report, Surrogate
 from pntk.report.build import Source, build_report
-from pntk.report.neighbours import VOTERS, Labels, balanced, vote
+from pntk.report.influence import Influence
+from pntk.report.neighbours import VOTERS, Labels, vote
 from pntk.report.summary import format_share
+from pntk.report.surrogates import compare
 from pntk.retrieval import topk
 from pntk.store import FeatureStore
 
-GALLERY = 16
+GALLERY = 60
+MARGIN_DIM = 1024  # of rows for TRAK, whose cost is its square
+BOOTSTRAP = 200  # samples for intervals
+ALPHA = 1e-4  # times the mean of K(x, x): what Engel 2023 takes for small networks
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Digits:
-    """One split: its images and labels, and its rows."""
+    """One split: its images and labels, its rows, and those of output margin."""
 
     split: Split
     store: FeatureStore
+    margin: FeatureStore
 
 
 def trained(folder: DemoFolder, data: Split, settings: Settings) -> nn.Module:
@@ -64,13 +69,20 @@ def featurized(
     folder: DemoFolder, model: nn.Module, splits: tuple[Split, Split], settings: Settings
 ) -> tuple[Digits, Digits]:
     """Return both splits with their rows, made now or by an earlier run."""
-    spec = ProjectionSpec(proj_dim=settings.proj_dim, seed=settings.seed)
-    featurizer = Featurizer(model, "pntk", spec)
-    train, test = splits
-    return (
-        Digits(train, featurizer.featurize(tuple(train), folder.path("train.h5"))),
-        Digits(test, featurizer.featurize(tuple(test), folder.path("test.h5"))),
+    widths = {"pntk": settings.proj_dim, "margin": min(MARGIN_DIM, settings.proj_dim)}
+    of_pntk, of_margin = (
+        Featurizer(model, output, ProjectionSpec(proj_dim=width, seed=settings.seed))
+        for output, width in widths.items()
     )
+    train, test = (
+        Digits(
+            split,
+            of_pntk.featurize(tuple(split), folder.path(f"{name}.h5")),
+            of_margin.featurize(tuple(split), folder.path(f"{name}-margin.h5")),
+        )
+        for name, split in zip(("train", "test"), splits, strict=True)
+    )
+    return train, test
 
 
 def write_kernel(folder: DemoFolder, test: Digits) -> Path:
@@ -105,30 +117,42 @@ def accuracies(train: Digits, test: Digits, predictions: Labels) -> dict[str, fl
     }
 
 
+def surrogates(train: Digits, test: Digits, probs: Tensor, settings: Settings) -> list[Surrogate]:
+    """Return kernel machines of the kernel as it is and of cosines, compared with the network."""
+    scale = float(train.store[:].square().sum(1).mean())
+    return [
+        compare(
+            train.store,
+            test.store,
+            probs.numpy(),
+            normalize=normalize,
+            alpha=ALPHA if normalize else ALPHA * scale,
+            bootstrap=BOOTSTRAP,
+            seed=settings.seed,
+        )
+        for normalize in (False, True)
+    ]
+
+
 def make_page(
-    train: Digits, test: Digits, predictions: Labels, found: dict[str, float], seed: int
+    train: Digits,
+    test: Digits,
+    predictions: Labels,
+    found: dict[str, float],
+    compared: list[Surrogate],
+    seed: int,
 ) -> Report:
-    """Return the report, the digits that the network gets wrong first."""
-    truth = test.split.labels.numpy()
-    wrong, right = np.flatnonzero(predictions != truth), np.flatnonzero(predictions == truth)
-    room = max(0, GALLERY - len(wrong))
+    """Return the report."""
     report = build_report(
         Source(train.store, tuple(train.split)),
         Source(test.store, tuple(test.split), predictions),
         title="Handwritten digits through the tangent kernel of a LeNet",
-        shown=[*wrong[:GALLERY], *balanced(truth, right, room, np.random.default_rng(seed))],
+        num_queries=GALLERY,
         kernel_of=test.store,
+        influence=Influence("trak", train.margin, test.margin),
+        surrogates=compared,
         seed=seed,
     )
-    report.headline = [
-        ("accuracy of the network", format_share(found["network"])),
-        *report.headline,
-        (f"accuracy of {VOTERS} nearest in pixels", format_share(found["pixel_neighbours"])),
-    ]
-    report.notes.insert(
-        0,
-        f"The network gets {len(wrong)} of {len(truth)} test digits wrong. The gallery starts with "
-        f"{'these' if room else f'the first {GALLERY} of these'}"
-        + ("; the others are drawn from every class in turn." if room else "."),
-    )
+    in_pixels = (f"accuracy of {VOTERS} nearest in pixels", format_share(found["pixel_neighbours"]))
+    report.headline.insert(-1, in_pixels)
     return report

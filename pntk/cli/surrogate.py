@@ -9,6 +9,7 @@ import numpy as np
 import typer
 
 from pntk.cli.common import (
+    NORMALIZE,
     JsonFlag,
     StoreFile,
     choice,
@@ -16,6 +17,7 @@ from pntk.cli.common import (
     new_table,
     print_facts,
     print_json,
+    read_probs,
     say,
 )
 from pntk.errors import ConfigError, DataError
@@ -32,7 +34,6 @@ EXAMPLES = (
     "pntk surrogate train.h5 test.h5 --probs test_probs.npy --kind ridge --alpha 0.1",
     "pntk surrogate train.h5 test.h5 --probs test_probs.npy --legacy --json",
 )
-NORMALIZE: dict[str, bool | str] = {"cosine": True, "none": False, "trntk0": "trntk0"}
 
 
 def command(
@@ -83,7 +84,7 @@ def command(
     column = of if of == "own" else int(of)
     fitted_to, asked = FeatureStore(train), FeatureStore(test)
     check_same_map(fitted_to, asked)
-    network = _read_probs(probs, len(asked))
+    network = read_probs(probs, len(asked))
     if column != "own" and column >= network.shape[1]:
         raise ConfigError(f"--of is {of} and --probs has {network.shape[1]} columns, 0 and up")
     labels = _labels(asked)
@@ -110,21 +111,6 @@ def command(
         print_json({**_about(surrogate, fitted_to), **report.to_dict()})
     else:
         _print(surrogate, fitted_to, report)
-
-
-def _read_probs(path: Path, rows: int) -> np.ndarray:
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ConfigError(
-            f"--probs {path} is no array of NumPy ({error}); write it with np.save"
-        ) from error
-    if not isinstance(found, np.ndarray) or found.ndim != 2 or len(found) != rows:
-        shape = getattr(found, "shape", "several arrays")
-        raise ConfigError(
-            f"--probs {path} has shape {shape}; expected [{rows}, c], a row for each of the store"
-        )
-    return found
 
 
 def _labels(store: FeatureStore) -> np.ndarray:

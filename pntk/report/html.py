@@ -1,5 +1,8 @@
 """Render a report to one HTML file."""
 
+import base64
+import hashlib
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,9 @@ import numpy as np
 from pntk.extras import require
 from pntk.files import check_replaceable, write_whole
 from pntk.report import plots, summary
-from pntk.report.content import Report, check_report
+from pntk.report.checks import check_report
+from pntk.report.content import Report
+from pntk.report.surrogate_plot import scatter_caption, scatter_plot
 
 OPEN_COVERAGE_ROWS = 24  # a longer table starts folded
 
@@ -52,8 +57,21 @@ def render_report(report: Report) -> str:
     environment.filters["share"] = summary.format_share
     environment.filters["score"] = summary.format_score
     environment.globals["agreement"] = summary.agreement
+    script = _script() if report.queries else ""
     html: str = environment.get_template("report.html.j2").render(
         report=report,
+        script=environment.filters["safe"](script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        classes=summary.class_order(query.label for query in report.queries),
+        surrogates=_surrogate_table(report),
+        scatters=[
+            {
+                "name": surrogate.name,
+                "src": plots.data_uri(scatter_plot(surrogate)),
+                "caption": scatter_caption(surrogate),
+            }
+            for surrogate in report.surrogates
+        ],
         kernel=_kernel_figure(report),
         spectrum=_spectrum_figure(report),
         coverage=summary.coverage_groups(report.coverage),
@@ -80,3 +98,18 @@ def _spectrum_figure(report: Report) -> dict[str, Any] | None:
         "src": plots.data_uri(plots.spectrum_plot(report.spectrum)),
         "caption": summary.spectrum_caption(report.spectrum),
     }
+
+
+def _surrogate_table(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return (measure, (value, interval) of each surrogate) of each line."""
+    columns = [surrogate.report.rows() for surrogate in report.surrogates]
+    return [
+        (line[0][0], [(value, interval) for _, value, interval in line])
+        for line in zip(*columns, strict=True)
+    ]
+
+
+def _script() -> str:
+    """Return the script as it stands in the page, which its hash is of."""
+    folder = resources.files("pntk.report") / "templates"
+    return (folder / "report.js").read_text(encoding="utf-8")

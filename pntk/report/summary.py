@@ -3,7 +3,7 @@
 Shapes: m samples; r eigenvalues.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +130,19 @@ def coverage_groups(coverage: Sequence[Mapping[str, Any]]) -> list[CoverageGroup
 def agreement(label: str | None, other: str | None) -> bool | None:
     """Whether two classes agree; None where one of them is unknown."""
     return None if label is None or other is None else label == other
+
+
+def class_order(labels: Iterable[str | None]) -> list[str]:
+    """Return the distinct classes, numbers by value and before names.
+
+    Example:
+        >>> class_order(["10", "cat", None, "9", "10"])
+        ['9', '10', 'cat']
+    """
+    known = {label for label in labels if label is not None}
+    return sorted(
+        known, key=lambda label: (0, int(label), "") if label.isdecimal() else (1, 0, label)
+    )
 
 
 def format_score(score: float) -> str:

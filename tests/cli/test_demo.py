@@ -22,12 +22,27 @@ def test_from_training_to_report(start, invoke, tmp_path, monkeypatch):
     assert process.returncode == 0, errors
     report = Path(out.splitlines()[-1])
     assert report == tmp_path / "demo" / "report.html"
-    assert report.read_text().startswith("<!DOCTYPE html>")
+    page = report.read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert page.count("Most influential") == page.count("<article") == 60
+    for section in ("neighbours", "mislabelled", "surrogate", "kernel", "coverage"):
+        assert f'<section id="{section}"' in page
+    assert len(page) < 2_000_000
     assert "training a LeNet on 800 digits" in errors
     made = json.loads((tmp_path / "demo" / "demo.json").read_text())["results"]
     assert made["accuracy"]["network"] > 0.8
     assert made["accuracy"]["kernel_neighbours"] > 0.8
     assert made["rows"] == {"train": 800, "test": 200}
+    names = [numbers["name"] for numbers in made["surrogates"]]
+    assert [name.partition(",")[0] for name in names] == [
+        "glm of the kernel as it is",
+        "glm of cosines",
+    ]
+    assert all(numbers["kendall_tau"] > 0.4 for numbers in made["surrogates"])
+    assert f"{made['surrogates'][0]['kendall_tau']:.3f}" in out
+    assert [Path(store).name for store in made["stores"]] == [
+        "train.h5", "train-margin.h5", "test.h5", "test-margin.h5",
+    ]  # fmt: skip
     with FeatureStore(tmp_path / "demo" / "train.h5") as store:
         assert store.shape == (800, 1024)
         assert store.verify().ok
@@ -36,6 +51,7 @@ def test_from_training_to_report(start, invoke, tmp_path, monkeypatch):
     before = (tmp_path / "demo" / "train.h5").read_bytes()
     again = json.loads(invoke("demo", "--fast", "--out", "demo", "--json").stdout)
     assert again["accuracy"] == made["accuracy"]
+    assert again["surrogates"] == made["surrogates"]
     assert (tmp_path / "demo" / "train.h5").read_bytes() == before
 
     # elsewhere, from nothing: the same

@@ -5,21 +5,27 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from pntk.attribution import attribute
 from pntk.errors import ConfigError, DataError, StoreError
 from pntk.report.build import Source, build_report, check_build
+from pntk.report.gallery import draw
+from pntk.report.influence import Influence
 from pntk.report.neighbours import agreement, balanced, nearest, vote
 from pntk.report.samples import samples_of
+from pntk.report.surrogates import check_probs, compare
+from pntk.report.suspects import find_suspects
 from pntk.store import FeatureStore, RowWriter, StoreHeader
+from pntk.surrogate import KernelSurrogate
 
 
-def make_store(path, rows, labels=None, done=None, skipped=None):
+def make_store(path, rows, labels=None, done=None, skipped=None, output=None):
     rows = np.asarray(rows, dtype=np.float32)
     header = StoreHeader(
         rows=len(rows),
         width=rows.shape[1],
         dtype="float32",
         projection={"family": "hadamard", "proj_dim": rows.shape[1], "seed": 0},
-        output={"name": "trace", "probes": 2},
+        output=output or {"name": "trace", "probes": 2},
         params=(("w", (3, 4)), ("b", (2,))),
         weights="00",
         precision="fp32",
@@ -80,7 +86,7 @@ def test_report_of_stores(tmp_path):
     images = torch.rand(320, 1, 4, 4), torch.arange(320) % 3
     predictions = np.array([0, 1, 2, 0, 0])
     report = build_report(
-        Source(train, images), Source(test, None, predictions), title="T", k=2, shown=[4, 1]
+        Source(train, images), Source(test, None, predictions), title="T", k=2, shown=[1, 4]
     )
     assert report.kernel.shape == (300, 300)
     assert np.bincount(report.kernel_labels).tolist() == [100, 100, 100]
@@ -95,6 +101,10 @@ def test_report_of_stores(tmp_path):
     assert report.run["Output"] == "trace (probes = 2)"
     assert report.run["Parameters"] == "14 in 2 tensors"
     assert any("300 of the 320 rows of a.h5" in note for note in report.notes)
+    assert report.notes[0] == (
+        "The network gets 1 of 5 queries wrong. The gallery starts with these."
+    )
+    assert report.headline[0] == ("accuracy of the network", "80.0%")
 
 
 def test_skipped_and_unlabelled_rows(tmp_path):
@@ -142,3 +152,150 @@ def test_samples():
     assert samples_of(None, [2], 4)[2].image is None
     with pytest.raises(ConfigError, match="4 examples and the store 5 rows"):
         samples_of(Texts(), [2], 5)
+
+
+# ---- what the model gets wrong, and why --------------------------------------------------------
+
+
+def test_what_the_model_gets_wrong_is_drawn_first(tmp_path):
+    labels = np.array([0, 1] * 10)
+    store = make_store(tmp_path / "a.h5", np.ones((20, 8)), labels)
+    wrong = [3, 8, 9, 15]
+    predictions = labels.copy()
+    predictions[wrong] = 2
+    source, rng = Source(store, None, predictions), np.random.default_rng(0)
+    assert source.wrong.tolist() == wrong
+    some = draw(source, 10, rng)
+    assert some[:4] == wrong and len(set(some)) == 10
+    assert np.bincount(labels[some[4:]]).tolist() == [3, 3]
+    half = draw(source, 4, rng)  # one of either class
+    assert set(half[:2]) <= set(wrong) and sum(labels[half[:2]]) == 1
+    assert not set(half[2:]) & set(wrong)
+    assert draw(source, 20, rng)[:4] == wrong
+    everything = Source(store, None, np.full(20, 2))
+    assert len(set(draw(everything, 8, rng))) == 8
+    assert Source(store).wrong.tolist() == []
+    report = build_report(source, title="T", k=1, num_queries=6)
+    assert [query.index in wrong for query in report.queries] == [True] * 3 + [False] * 3
+    assert "starts with 3 of these" in report.notes[0]
+
+
+def two_clusters(rng, size=20):
+    """Rows around two orthogonal axes, by turns, and their classes 0 and 4."""
+    rows = 0.1 * rng.normal(size=(size, 8))
+    rows[np.arange(size), np.arange(size) % 2] += 1
+    return rows, np.arange(size) % 2 * 4
+
+
+def test_wrong_labels_are_found(tmp_path):
+    rows, labels = two_clusters(np.random.default_rng(0))
+    labels[[6, 11]] = [4, 0]
+    store = make_store(tmp_path / "a.h5", rows, labels)
+    images = torch.rand(20, 3, 3)
+    report = build_report(Source(store, images), title="T", k=1, num_queries=0)
+    assert sorted((s.index, s.label, s.suggested) for s in report.mislabelled) == [
+        (6, "4", "0"),
+        (11, "0", "4"),
+    ]
+    scores = [suspect.score for suspect in report.mislabelled]
+    assert scores == sorted(scores, reverse=True) and 0 < scores[-1] <= 1
+    np.testing.assert_array_equal(
+        report.mislabelled[0].image, images[report.mislabelled[0].index].numpy()
+    )
+    assert report.suspicion.startswith("Of 20 training rows that were looked at, 2 have a label")
+    assert "10 nearest other" in report.suspicion
+    few = find_suspects(store, np.random.default_rng(0), checked=5)
+    assert few.how.startswith("Of 5 training rows") and set(few.rows) <= {6, 11}
+
+
+def test_rows_that_depend_on_labels_are_not_suspected(tmp_path):
+    rows, labels = two_clusters(np.random.default_rng(0))
+    store = make_store(tmp_path / "a.h5", rows, labels[::-1], output={"name": "margin"})
+    report = build_report(Source(store), title="T", k=1, num_queries=0)
+    assert report.mislabelled == [] and report.suspicion == ""
+    assert "Rows of output margin may depend on the labels" in report.notes[-1]
+    unlabelled = make_store(tmp_path / "b.h5", rows)
+    report = build_report(Source(unlabelled), title="T", k=1, num_queries=0)
+    assert report.suspicion == "" and not any("depend on" in note for note in report.notes)
+
+
+def test_influential_samples_are_those_of_attribute(tmp_path):
+    rng = np.random.default_rng(0)
+    train = make_store(tmp_path / "a.h5", rng.normal(size=(30, 8)), np.arange(30) % 3)
+    test = make_store(tmp_path / "b.h5", rng.normal(size=(5, 8)), np.arange(5) % 3)
+    report = build_report(
+        Source(train), Source(test), title="T", k=4, shown=[3, 0],
+        influence=Influence("dot", train, test),
+    )  # fmt: skip
+    best = attribute(train, test, "dot", top=4, both=True)
+    for query in report.queries:
+        for found, end in ((query.influential, best.highest), (query.opposing, best.lowest)):
+            assert [hit.index for hit in found] == end.indices[query.index].tolist()
+            np.testing.assert_allclose(
+                [hit.score for hit in found], end.values[query.index], rtol=1e-5
+            )
+    assert report.influence.startswith("Influence is the kernel φᵀφᵢ, with φ the row of the query")
+    assert "of output trace in a.h5" in report.influence
+
+
+def test_influence_that_cannot_be_scored(tmp_path):
+    train = make_store(tmp_path / "a.h5", np.eye(8), np.arange(8))
+    test = make_store(tmp_path / "b.h5", np.eye(2, 8), [0, 1])
+
+    def build(method, ours=train, theirs=test, queries=test):
+        influence = Influence(method, ours, theirs)
+        asked = None if queries is None else Source(queries)
+        return build_report(Source(train), asked, title="T", k=1, influence=influence)
+
+    with pytest.raises(ConfigError, match="unknown method 'tracin'; expected one of trak, dot"):
+        build("tracin")
+    with pytest.raises(ConfigError, match="no column 'reweighting': featurize with output"):
+        build("trak")
+    with pytest.raises(ConfigError, match=r"needs gradients of the loss, and .* output 'trace'"):
+        build("influence")
+    with pytest.raises(ConfigError, match=r"b\.h5 has 2 rows and .*a\.h5 8; expected stores of"):
+        build("dot", ours=test)
+    with pytest.raises(ConfigError, match="influence is on queries, and there are none"):
+        build("dot", theirs=train, queries=None)
+
+
+def test_surrogate_is_that_of_the_rows_with_labels(tmp_path):
+    rng = np.random.default_rng(0)
+    rows, labels = two_clusters(rng, 40)
+    skipped = np.arange(40) == 5
+    labels[7] = -1
+    train = make_store(tmp_path / "a.h5", rows, labels, skipped=skipped)
+    rows, labels = two_clusters(rng, 12)
+    labels[3] = -1
+    test = make_store(tmp_path / "b.h5", rows, labels)
+    probs = rng.dirichlet(np.ones(2), 12)
+    found = compare(train, test, probs, alpha=0.01, bootstrap=0)
+    kept, asked = np.delete(np.arange(40), [5, 7]), np.delete(np.arange(12), 3)
+    machine = KernelSurrogate("glm", alpha=0.01).fit(train[kept], train.labels[kept])
+    truth = (test.labels[asked] == 4).astype(int)
+    expected = machine.predict_proba(test[asked])[np.arange(11), truth]
+    np.testing.assert_allclose(found.ours, expected)
+    np.testing.assert_array_equal(found.network, probs[asked, truth])
+    assert found.right.tolist() == (probs[asked].argmax(1) == truth).tolist()
+    assert found.report.examples == 11 and found.name == "glm of cosines, alpha 0.01"
+    report = build_report(Source(train), Source(test), title="T", k=1, surrogates=[found])
+    tau = ("Kendall τ-b of surrogate and network", f"{found.report.kendall_tau:.3f}")
+    assert report.headline[-1] == tau and report.surrogates == [found]
+
+
+def test_probabilities_that_do_not_fit(tmp_path):
+    train = make_store(tmp_path / "a.h5", np.eye(4, 8), [0, 4, 0, 4])
+    test = make_store(tmp_path / "b.h5", np.eye(3, 8), [0, 4, 4])
+    probs = np.full((3, 2), 0.5)
+    assert check_probs(train, test, probs).tolist() == [0, 4]
+    with pytest.raises(
+        ConfigError, match=r"shape \(2, 2\); expected \(3, 2\), the rows of .*b\.h5"
+    ):
+        check_probs(train, test, probs[:2])
+    with pytest.raises(ConfigError, match="sum to 2 in row 0"):
+        check_probs(train, test, 2 * probs)
+    other = make_store(tmp_path / "c.h5", np.eye(3, 8), [0, 5, 4])
+    with pytest.raises(DataError, match=r"c\.h5 has rows of class 5, and .*a\.h5 has none"):
+        check_probs(train, other, probs)
+    with pytest.raises(DataError, match=r"d\.h5 has no labels; featurize data that has some"):
+        check_probs(train, make_store(tmp_path / "d.h5", np.eye(3, 8)), probs)

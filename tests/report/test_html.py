@@ -1,5 +1,8 @@
+import base64
+import hashlib
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -7,7 +10,7 @@ import numpy as np
 import pytest
 
 from pntk.errors import ConfigError, MissingExtraError
-from pntk.report import Neighbour, Query, Report, write_report
+from pntk.report import Neighbour, Panel, Query, Report, Suspect, plots, write_report
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
@@ -17,8 +20,10 @@ SECTIONS = {
     "run": {"run": {"Model": "LeNet"}},
     "headline": {"headline": [("Test accuracy", "97.0%")]},
     "neighbours": {"queries": [Query(4)]},
+    "mislabelled": {"mislabelled": [Suspect(8, "cat", "dog", 0.75)], "suspicion": "By a vote."},
     "kernel": {"kernel": np.eye(3)},
     "spectrum": {"spectrum": np.array([2.0, 1.0])},
+    "panels": {"panels": [Panel("Widths", None, "In words.", ["k", "rank"], [["64", "9.5"]])]},
     "coverage": {
         "coverage": [
             {"name": "fc.bias", "shape": (9,), "count": 9, "rule": "linear", "module": "Linear"}
@@ -49,7 +54,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.texts.append(data)
 
     def all(self, tag):
@@ -92,6 +97,7 @@ def test_every_section_is_there(write, full):
     for words in (
         "A title", "Model LeNet", "Test accuracy 97.0%", "Query 4", "class cat", "0.975", "row 12",
         "-0.250", "Query text.", "Found text.", "fc.bias Linear 9 9", "linear 1 9 100.0%",
+        "By a vote.", "label cat vote dog 0.750 row 8", "Widths In words. k rank 64 9.5",
         "A remark.", "pntk report run.h5", "2 eigenvalues", "gradients of 3 samples",
     ):  # fmt: skip
         assert words in page.text
@@ -118,6 +124,60 @@ def test_marks_do_not_rely_on_colour(write, full):
     assert "predicted cat ✓ correct" in Page(write(queries=full["queries"][1:])).text
 
 
+def test_lists_side_by_side(write, full):
+    query = Query(4, "cat", None, None, None, *([found] for found in full["queries"][0].neighbours))
+    page = Page(write(queries=[query], influence="By the kernel."))
+    assert "Nearest and most influential" in page.text and "By the kernel." in page.text
+    assert (
+        "Most similar class cat 0.975 ✓ same row 10 Most influential class dog 0.500 ✗ differs "
+        "row 11 Found text. Lowering the output most -0.250 row 12"
+    ) in page.text
+    assert len(page.all("details")) == 1
+    assert "Most similar" not in Page(write(queries=full["queries"])).text
+
+
+def test_articles_say_what_they_can_be_chosen_by(write, full):
+    queries = [*full["queries"], Query(6, "10"), Query(7, "9"), Query(8)]
+    page = Page(write(queries=queries))
+    facts = [
+        [article.get(f"data-{name}") for name in ("query", "class", "network")]
+        for article in page.all("article")
+    ]
+    assert facts == [
+        ["4", "cat", "wrong"], ["5", "cat", "right"], ["6", "10", None], ["7", "9", None],
+        ["8", None, None],
+    ]  # fmt: skip
+    form = page.all("form")[0]
+    assert "hidden" in form and form["aria-label"]
+    assert "Class all 9 10 cat Network all wrong right Query Show all" in page.text
+    assert page.all("p")[1] == {"role": "status"}
+    assert not Page(write(queries=queries[4:])).all("select")
+    names = [select["name"] for select in Page(write(queries=queries[2:])).all("select")]
+    assert names == ["class"]
+
+
+def test_surrogates_have_a_table_and_a_scatter_each(write, surrogate):
+    page = Page(write(surrogates=[surrogate, replace(surrogate, name="other")]))
+    tau = f"{surrogate.report.kendall_tau:.4f}"
+    assert "Surrogate glm other" in page.text
+    assert f"Kendall tau-b {tau} {tau} Pearson" in page.text
+    assert "saturated 0 of 3 left out 0 of 3 left out" in page.text
+    assert ["glm: 3 examples" in image["alt"] for image in page.all("img")] == [True, False]
+
+
+def test_intervals_stand_beside_values(write, surrogate):
+    report = replace(surrogate.report, intervals={"tad": (-0.25, 0.5)})
+    assert "-0.2500 to 0.5000" in Page(write(surrogates=[replace(surrogate, report=report)])).text
+
+
+def test_panels_show_figures_with_captions(write):
+    figure = plots.thumbnail(np.eye(4))
+    page = Page(write(panels=[Panel("A <figure>", figure, "In words.")]))
+    assert "A <figure> In words." in page.text
+    assert page.all("img") == [{"src": plots.data_uri(figure), "alt": "A <figure>. In words."}]
+    assert not page.all("table")
+
+
 def test_a_query_without_neighbours_says_so(write):
     assert "No neighbours were found." in Page(write(queries=[Query(0)])).text
 
@@ -138,8 +198,18 @@ def test_nothing_is_fetched(write, full):
             assert attrs.get(name, "#").startswith(("#", "data:"))
     assert "url(" not in html and "@import" not in html
     policy = next(a for a in page.all("meta") if "http-equiv" in a)["content"]
-    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    assert not page.all("script") and not page.all("link")
+    script = re.search("<script>(.*?)</script>", html, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; "
+        f"base-uri 'none'; script-src 'sha256-{digest}'"
+    )
+    assert page.all("script") == [{}] and not page.all("link")
+
+
+def test_without_queries_there_is_no_script(write):
+    html = write(notes=["A remark."])
+    assert not Page(html).all("script") and "script-src" not in html
 
 
 def test_all_text_is_escaped(write):
@@ -149,7 +219,11 @@ def test_all_text_is_escaped(write):
         title=ATTACK,
         run={ATTACK: ATTACK},
         headline=[(ATTACK, ATTACK)],
-        queries=[Query(0, ATTACK, ATTACK, None, ATTACK, [neighbour])],
+        queries=[Query(0, ATTACK, ATTACK, None, ATTACK, [neighbour], [neighbour], [neighbour])],
+        influence=ATTACK,
+        mislabelled=[Suspect(1, ATTACK, ATTACK, 0.5, None, ATTACK)],
+        suspicion=ATTACK,
+        panels=[Panel(ATTACK, None, ATTACK, [ATTACK], [[ATTACK]])],
         kernel=np.eye(1),
         kernel_labels=np.zeros(1, int),
         class_names=[ATTACK],
@@ -158,9 +232,11 @@ def test_all_text_is_escaped(write):
         reproduce=ATTACK,
     )
     page = Page(html)
-    assert not page.all("script")
-    # Title twice, facts 2, headline 2, query 3, neighbour 2, coverage 5, note 1, commands 1.
-    assert page.text.count(ATTACK) == 18
+    assert len(page.all("script")) == 1
+    # Title 2, facts 2, headline 2, query 3 and its option 1, neighbours 3 x 2, influence 1,
+    # suspect 3 and how 1, panel 4, coverage 5, note 1, commands 1.
+    assert page.text.count(ATTACK) == 32
+    assert page.all("article")[0]["data-class"] == ATTACK
 
 
 def test_accessible_and_fit_for_a_phone(write, full):

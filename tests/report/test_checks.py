@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from pntk.errors import ConfigError
-from pntk.report import Neighbour, Query, Report
-from pntk.report.content import check_report
+from pntk.report import Neighbour, Panel, Query, Report, Suspect
+from pntk.report.checks import check_report
 
 EYE = np.eye(3)
 ROW = {"name": "fc.weight", "shape": (2, 2), "count": 4, "rule": "linear", "module": "Linear"}
@@ -20,6 +22,8 @@ ROW = {"name": "fc.weight", "shape": (2, 2), "count": 4, "rule": "linear", "modu
         {"spectrum": np.array([2.0, 1.0, -1e-9])},
         {"spectrum": np.zeros(0)},
         {"coverage": [ROW, {**ROW, "extra": 1}]},
+        {"panels": [Panel("p"), Panel("p", b"\x89PNG", "c", ["a", "b"], [["1", "2"], ["3", "4"]])]},
+        {"mislabelled": [Suspect(3, "a", "b", 0.5, np.zeros((8, 9)))]},
         {"queries": [Query(0, image=np.zeros((8, 9, 1))), Query(1, image=np.zeros((8, 9, 3)))]},
     ],
 )
@@ -71,8 +75,39 @@ def test_accepts(contents):
             {"queries": [Query(7, neighbours=[Neighbour(9, 1.0, image=np.zeros(64))])]},
             r"the image of neighbour 9 has shape \[64\]",
         ),
+        (
+            {"queries": [Query(7, opposing=[Neighbour(9, 1.0, image=np.zeros(64))])]},
+            r"the image of neighbour 9 has shape \[64\]",
+        ),
+        (
+            {"mislabelled": [Suspect(3, "a", "b", 0.5, np.zeros(64))]},
+            r"the image of row 3 has shape \[64\]",
+        ),
+        ({"panels": [Panel("Rank", b"GIF89a")]}, "figure of 'Rank' starts with b'GIF89a'; expect"),
+        (
+            {"panels": [Panel("Rank", columns=["a", "b"], rows=[["1", "2"], ["3"]])]},
+            "a row of 'Rank' has 1 cells; expected 2, one a column",
+        ),
     ],
 )
 def test_refuses(contents, message):
     with pytest.raises(ConfigError, match=message):
         check_report(Report("t", **contents))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"ours": np.ones(2)},
+            r"ours of the surrogate 'glm' has shape \[2\]; .* each of the 3 exam",
+        ),
+        ({"right": np.ones((3, 1))}, r"right of the surrogate 'glm' has shape \[3, 1\]"),
+        ({"network": np.array([0.5, -1.0, 2.0])}, "network .* runs from -1 to 2; expected probab"),
+        ({"network": np.array([0.5, np.nan, 0.5])}, "network .* runs from nan to nan"),
+    ],
+)
+def test_surrogates(surrogate, change, message):
+    check_report(Report("t", surrogates=[surrogate]))
+    with pytest.raises(ConfigError, match=message):
+        check_report(Report("t", surrogates=[surrogate, replace(surrogate, **change)]))
