@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from pntk.gradients.probe import probe
 from pntk.gradients.rules import refuse
 from pntk.loading import Batches
 from pntk.memory import batch_that_fits, out_of_memory, parse_bytes
+from pntk.nads.input_covariance import input_gradient_covariance
 from pntk.naming import (
     ParamFilter,
     canonical,
@@ -357,7 +358,7 @@ class Featurizer:
         first = batches.first()
         self._within_memory(size_of(first), self._prepared, self._moved(first))
         batch_that_fits(self._plan, self._ready, batches.batch_size, self.memory_budget)
-        header = self._header(batches.length, with_indices=recorded is not None)
+        header = self.header(batches.length, with_indices=recorded is not None)
         if storage == "fp16":
             header = replace(header, dtype="float16")
 
@@ -387,7 +388,13 @@ class Featurizer:
     def _moved(self, batch: Any) -> Any:
         return self._within_memory(size_of(batch), to_device, batch, self.device)
 
-    def _header(self, rows: int, *, with_indices: bool = False) -> StoreHeader:
+    def header(self, rows: int, *, with_indices: bool = False) -> StoreHeader:
+        """Return the header of a store for rows of this map, to be written with a RowWriter.
+
+        Args:
+            rows: how many there will be.
+            with_indices: whether a column says which sample of the data each row is.
+        """
         columns = {"labels": "int64"}
         if with_indices:
             columns["indices"] = "int64"
@@ -443,6 +450,18 @@ class Featurizer:
         See :func:`pntk.ntk.proj_dim.suggest_proj_dim`.
         """
         return suggest_proj_dim(self, data, tolerance, **options)
+
+    def nad_covariance(
+        self, data: Any, checkpoints: Iterable[Mapping[str, Tensor]] | None = None, **options: Any
+    ) -> Tensor:
+        """Return the covariance [k, k] of projected input gradients, over checkpoints if given.
+
+        See :func:`pntk.nads.input_covariance.input_gradient_covariance`.
+        """
+        where: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "impl": self.impl}
+        return input_gradient_covariance(
+            self.model, self._output, data, self.spec, checkpoints=checkpoints, **where, **options
+        )
 
     def _check_ours(self, *stores: Any) -> None:
         """Refuse a store whose rows this featurizer would not make."""

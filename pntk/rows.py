@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from xxhash import xxh3_64, xxh3_64_hexdigest
 
 from pntk.errors import ConfigError
 from pntk.store import FeatureStore
+from pntk.store.joined import open_parts
+from pntk.store.layout import text_checksum
 
 _HALF = (torch.float16, torch.bfloat16)
 # Larger allocations come from the system and go back to it. Of smaller ones that one thread makes
 # and another frees, glibc keeps tens of megabytes.
 _FROM_SYSTEM = 2**25
+_STRIP = 2**20  # bytes that are read at a time to tell rows from others
 _SAFE = (1e-15, 1e15)  # norms whose squares float32 holds with all digits
 
 
@@ -164,3 +169,32 @@ def inverse_norms(rows: Rows | Tensor, tile: int) -> Tensor:
     starts = range(0, rows.shape[0], tile)
     norms = torch.cat([row_norms(rows.block(i, i + tile)) for i in starts]).double()
     return torch.where(norms > 0, 1 / norms, torch.zeros_like(norms)).to(rows.dtype)
+
+
+def identify(rows: Rows) -> dict[str, str | int | float | None]:
+    """Return what tells these rows from others: of a store its header, and of all the numbers."""
+    digest = xxh3_64()
+    about: dict[str, str | int | float | None]
+    if not isinstance(rows.source, FeatureStore):
+        step = max(1, _STRIP // (rows.shape[1] * rows.dtype.itemsize))
+        for start in range(0, rows.shape[0], step):
+            digest.update(rows.block(start, start + step).contiguous().cpu().numpy().data)
+        about = {"dtype": str(rows.dtype).removeprefix("torch.")}
+    else:
+        header = rows.source.header
+        for part in open_parts(rows.source.path)[1]:
+            rows_there, step = part.layout.header.rows, _STRIP // 8
+            for start in range(0, rows_there, step):
+                last = min(start + step, rows_there)
+                digest.update(part.read("checksums", start, last).data)
+        about = {
+            f"{name}.{key}": value if isinstance(value, (str, int, float)) else json.dumps(value)
+            for name in ("projection", "output")
+            for key, value in getattr(header, name).items()
+        }
+        about |= {
+            "params": xxh3_64_hexdigest(json.dumps(header.params).encode()),
+            "weights": header.weights,
+            "header_crc32": text_checksum(header.to_json()),
+        }
+    return {"rows": rows.shape[0], "width": rows.shape[1], **about, "content": digest.hexdigest()}

@@ -383,7 +383,7 @@ class _Rows:
 
     def _open(self, batch: Any) -> RowWriter:
         self._featurizer.check(take(batch, slice(0, CHECKED_SAMPLES)))
-        header = self._featurizer._header(self._count)
+        header = self._featurizer.header(self._count)
         if self._half:
             header = replace(header, dtype="float16")
         return RowWriter.open(self._path, header, resume=self._resume)

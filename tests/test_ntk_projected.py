@@ -17,8 +17,8 @@ from pntk import FeatureStore, Featurizer, ntk
 from pntk.errors import ConfigError, OutOfMemoryError, StoreError
 from pntk.ntk import kernel_file, projected
 from pntk.ntk.kernel_file import open_kernel, partial_path, tiles_there
-from pntk.ntk.projected import Need, choose_tile, identify
-from pntk.rows import as_rows
+from pntk.ntk.projected import Need, choose_tile
+from pntk.rows import as_rows, identify
 from pntk.store import RowWriter, StoreHeader
 
 TILES = [1, 7, 16, 63, 64, 1000]
@@ -572,7 +572,7 @@ def test_identities_do_not_depend_on_how_rows_are_read(monkeypatch, store_of):
     store = FeatureStore(store_of("a.h5", lambda m: rows(m, 5).float(), 12, 5))
     a = rows(12)
     known = [identify(as_rows(source)) for source in (a, store)]
-    monkeypatch.setattr(projected, "_STRIP", 100)
+    monkeypatch.setattr("pntk.rows._STRIP", 100)
     assert [identify(as_rows(source)) for source in (a.numpy(), store)] == known
     assert replace(as_rows(a)).shape == (12, 9)
 

@@ -18,8 +18,7 @@ from xxhash import xxh3_64_hexdigest
 
 from pntk.errors import ConfigError
 from pntk.ntk.kernel_file import Side
-from pntk.ntk.projected import identify
-from pntk.rows import Rows, as_rows, check_same_map, check_widths
+from pntk.rows import Rows, as_rows, check_same_map, check_widths, identify
 from pntk.store import FeatureStore
 
 LOSS_METHODS = ("tracin", "influence")  # whose rows are gradients of the loss
@@ -102,6 +101,11 @@ def reweighting_of(checkpoints: Sequence[Checkpoint], given: Any) -> Tensor:
     return total / len(given)
 
 
+def shares_of(method: str, weights: Any, count: int) -> list[float]:
+    """Return what the scores of each checkpoint are multiplied by before they are added up."""
+    return learning_rates(weights, count) if method == "tracin" else [1 / count] * count
+
+
 def learning_rates(given: Any, count: int) -> list[float]:
     """Return TracIn's learning rate of each checkpoint.
 
@@ -121,6 +125,15 @@ def learning_rates(given: Any, count: int) -> list[float]:
             "checkpoint"
         )
     return rates
+
+
+def common_dtype(checkpoints: Sequence[Checkpoint]) -> torch.dtype:
+    """Return the type that holds the rows of all checkpoints."""
+    dtype = checkpoints[0].train.dtype
+    for checkpoint in checkpoints:
+        dtype = torch.promote_types(dtype, checkpoint.train.dtype)
+        dtype = torch.promote_types(dtype, checkpoint.test.dtype)
+    return dtype
 
 
 def unusable(rows: Sequence[Rows]) -> Tensor:

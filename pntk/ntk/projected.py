@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,18 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from xxhash import xxh3_64, xxh3_64_hexdigest
 
 from pntk.errors import ConfigError, OutOfMemoryError
 from pntk.host import available_memory
 from pntk.memory import required_bytes
-from pntk.ntk.kernel_file import KernelHeader, KernelWriter, Side, check_new
+from pntk.ntk.kernel_file import KernelHeader, KernelWriter, check_new
 from pntk.projection.dispatch import why_not_gram
 from pntk.projection.gpu_ops import launch
-from pntk.rows import Rows, as_rows, check_same_map, check_widths, inverse_norms
-from pntk.store import FeatureStore
-from pntk.store.joined import open_parts
-from pntk.store.layout import text_checksum
+from pntk.rows import Rows, as_rows, check_same_map, check_widths, identify, inverse_norms
 
 if TYPE_CHECKING:
     from pntk.ntk.variance import VarianceRatio
@@ -410,34 +405,3 @@ def mirror_upper(block: Tensor) -> None:
         square = block[start:stop, start:stop]
         square.copy_(torch.triu(square) + torch.triu(square, 1).T)
         block[stop:, start:stop] = block[start:stop, stop:].T
-
-
-# ---- identity ----------------------------------------------------------------------------------
-
-
-def identify(rows: Rows) -> Side:
-    """Return what tells these rows from others: of a store its header, and of all the numbers."""
-    digest = xxh3_64()
-    if not isinstance(rows.source, FeatureStore):
-        step = max(1, _STRIP // (rows.shape[1] * rows.dtype.itemsize))
-        for start in range(0, rows.shape[0], step):
-            digest.update(rows.block(start, start + step).contiguous().cpu().numpy().data)
-        about: Side = {"dtype": str(rows.dtype).removeprefix("torch.")}
-    else:
-        header = rows.source.header
-        for part in open_parts(rows.source.path)[1]:
-            rows_there, step = part.layout.header.rows, _STRIP // 8
-            for start in range(0, rows_there, step):
-                last = min(start + step, rows_there)
-                digest.update(part.read("checksums", start, last).data)
-        about = {
-            f"{name}.{key}": value if isinstance(value, (str, int, float)) else json.dumps(value)
-            for name in ("projection", "output")
-            for key, value in getattr(header, name).items()
-        }
-        about |= {
-            "params": xxh3_64_hexdigest(json.dumps(header.params).encode()),
-            "weights": header.weights,
-            "header_crc32": text_checksum(header.to_json()),
-        }
-    return {"rows": rows.shape[0], "width": rows.shape[1], **about, "content": digest.hexdigest()}

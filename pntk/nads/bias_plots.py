@@ -1,0 +1,134 @@
+"""Pictures of accuracy by direction, as figures of matplotlib that pyplot knows nothing of.
+
+Shapes: r directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pntk.errors import ConfigError
+from pntk.extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# told apart without colour vision, too
+COLOURS = ("#1f5a93", "#d1661b", "#2e8540", "#9b3f7f", "#7a6a00", "#5b5b5b")
+GUESS = 0.5
+
+
+def plot_bias_curve(
+    indices: Sequence[int], accuracies: Mapping[str, Any], *, guess: float = GUESS
+) -> Figure:
+    """Draw accuracy against the index of a NAD, a line for each network.
+
+    Args:
+        indices: [r], of the NADs; drawn from the first on.
+        accuracies: name of a line -> [r], of 1. NaN leaves a gap.
+        guess: accuracy of guessing, drawn as a dashed line.
+
+    Raises:
+        ConfigError: no lines, or one of another length.
+        MissingExtraError: matplotlib is not installed.
+    """
+    lines = {name: np.asarray(values, dtype=float) for name, values in accuracies.items()}
+    places = np.asarray(indices)
+    if not lines or not len(places):
+        raise ConfigError(f"there are {len(lines)} lines of {len(places)} points; expected some")
+    for name, values in lines.items():
+        if values.shape != places.shape:
+            raise ConfigError(
+                f"accuracies of {name!r} have shape {values.shape}; expected {places.shape}, one "
+                "for each index"
+            )
+    order = np.argsort(places)
+    with require("matplotlib.style").context("default"):
+        figure = _figure(5.6, 3.4)
+        axes = figure.subplots()
+        for number, (name, values) in enumerate(lines.items()):
+            axes.plot(
+                places[order],
+                100 * values[order],
+                color=COLOURS[number % len(COLOURS)],
+                linestyle="--" if number // len(COLOURS) % 2 else "-",
+                linewidth=1.3,
+                marker="o",
+                markersize=3.5,
+                label=name,
+            )
+        axes.axhline(100 * guess, color="0.45", linewidth=1, linestyle=":")
+        axes.annotate(
+            "guessing",
+            (0.01, 100 * guess),
+            xycoords=("axes fraction", "data"),
+            va="bottom",
+            color="0.35",
+            fontsize="small",
+        )
+        lowest = 100 * np.nanmin([guess, *(np.nanmin(v, initial=guess) for v in lines.values())])
+        axes.set(xlabel="NAD index", ylabel="test accuracy (%)", ylim=(lowest - 3, 102))
+        if places.max() > 20:
+            axes.set_xscale("symlog", linthresh=10)
+            ticks = [n for n in (0, 5, 10, 30, 100, 300, 1000, 3000) if n <= places.max()]
+            axes.set_xticks(ticks, [str(n) for n in ticks])
+            axes.minorticks_off()
+            axes.set_xlim(left=-1)
+        axes.grid(True, color="0.88", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(lines) > 1:
+            axes.legend(fontsize="small", frameon=False)
+    return figure
+
+
+def plot_bias_map(
+    frequencies: Sequence[tuple[int, int]], accuracy: Any, *, title: str = ""
+) -> Figure:
+    """Draw accuracy as a heat map over frequencies (u, v).
+
+    Args:
+        frequencies: [r], of :func:`pntk.nads.data.fourier_grid`; ones that are not there stay grey.
+        accuracy: [r], of 1. NaN is grey too.
+        title: of the map.
+
+    Raises:
+        ConfigError: not one accuracy for each frequency.
+        MissingExtraError: matplotlib is not installed.
+    """
+    values = np.asarray(accuracy, dtype=float)
+    if values.shape != (len(frequencies),) or not len(values):
+        raise ConfigError(
+            f"accuracy has shape {values.shape} and there are {len(frequencies)} frequencies; "
+            "expected one for each, at least one"
+        )
+    rows = sorted({u for u, _ in frequencies})
+    columns = sorted({v for _, v in frequencies})
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for (u, v), value in zip(frequencies, values, strict=True):
+        grid[rows.index(u), columns.index(v)] = 100 * value
+    with require("matplotlib.style").context("default"):
+        figure = _figure(4.8, 4.0)
+        axes = figure.subplots()
+        colours = require("matplotlib").colormaps["viridis"].with_extremes(bad="0.8")
+        image = axes.imshow(grid, cmap=colours, vmin=50, vmax=100)
+        figure.colorbar(image, ax=axes, shrink=0.9, pad=0.03).set_label("test accuracy (%)")
+        for set_ticks, numbers in ((axes.set_yticks, rows), (axes.set_xticks, columns)):
+            step = -(-len(numbers) // 16)
+            set_ticks(range(0, len(numbers), step), [str(n) for n in numbers[::step]])
+        axes.tick_params(length=0)
+        axes.set(xlabel="horizontal frequency v", ylabel="vertical frequency u")
+        if title:
+            axes.set_title(title, fontsize="medium")
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure: Figure = require("matplotlib.figure").Figure(
+        figsize=(width, height), dpi=160, layout="constrained", facecolor="white"
+    )
+    require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    return figure
