@@ -14,9 +14,11 @@ from torch import Tensor
 
 from pntk.attribution.arrays import Bools, Floats, as_matrix, as_numpy, ranks
 from pntk.attribution.detection import Detection, detection, mislabel
+from pntk.attribution.poisoning import Poisoned, Trigger, poison, stamp
 from pntk.attribution.retraining import (
     RemovalCurve,
     Retrained,
+    read_retrained,
     removal_curve,
     retrain_on_subsets,
     subset,
@@ -161,13 +163,18 @@ def _mean(values: Floats) -> float:
 __all__ = [
     "LDS",
     "Detection",
+    "Poisoned",
     "RemovalCurve",
     "Retrained",
+    "Trigger",
     "detection",
     "lds",
     "mislabel",
+    "poison",
+    "read_retrained",
     "removal_curve",
     "retrain_on_subsets",
     "spearman",
+    "stamp",
     "subset",
 ]

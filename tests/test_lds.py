@@ -9,6 +9,7 @@ from pntk.lds import (
     detection,
     lds,
     mislabel,
+    read_retrained,
     removal_curve,
     retrain_on_subsets,
     spearman,
@@ -145,6 +146,39 @@ def test_retraining_goes_on_where_it_stopped(tmp_path):
     assert np.array_equal(fewer.outputs, found.outputs[:2])
     with pytest.raises(ConfigError, match=r"'seed': 7}, and asked was for .*'seed': 8"):
         retrain_on_subsets(train, **{**arguments, "seed": 8})
+
+
+def test_what_was_retrained_can_be_read(tmp_path):
+    path = tmp_path / "runs.npz"
+    runs = retrain_on_subsets(
+        lambda i, c: [i.sum(), 2.0 * c], 10, 0.3, 4, 7, path=path, progress=False
+    )
+    np.savez(tmp_path / "own.npz", **runs._asdict())
+    for file in (path, tmp_path / "own.npz"):
+        found = read_retrained(file)
+        assert np.array_equal(found.subsets, runs.subsets)
+        assert np.array_equal(found.outputs, runs.outputs)
+    with pytest.raises(ConfigError, match="and asked was for"):
+        retrain_on_subsets(lambda i, c: [1.0], 10, path=tmp_path / "own.npz", progress=False)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"outputs": np.ones((3, 2))},
+        {"outputs": np.ones((3, 2)), "subsets": np.ones((2, 5), bool)},
+        {"outputs": np.ones((3, 2)), "subsets": np.ones((3, 5))},
+        {"outputs": np.ones(3), "subsets": np.ones((3, 5), bool)},
+        {"outputs": np.ones((0, 2)), "subsets": np.ones((0, 5), bool)},
+        {"outputs": np.ones((3, 2)), "about": "{}"},
+    ],
+)
+def test_what_cannot_be_read(tmp_path, arrays):
+    np.savez(tmp_path / "runs.npz", **arrays)
+    with pytest.raises(StoreError, match="holds no outputs of retrain_on_subsets"):
+        read_retrained(tmp_path / "runs.npz")
+    with pytest.raises(StoreError, match="holds no outputs"):
+        read_retrained(tmp_path / "none.npz")
 
 
 def test_subsets_are_a_function_of_seed_and_number():

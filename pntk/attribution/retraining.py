@@ -97,10 +97,37 @@ def retrain_on_subsets(
         outputs.append(found)
         if file is not None:
             _save_outputs(file, about, outputs)
+    return Retrained(_masks(n, size, seed, count), np.stack(outputs[:count]))
+
+
+def read_retrained(path: str | os.PathLike[str]) -> Retrained:
+    """Return what :func:`retrain_on_subsets` wrote, of all models that are trained so far.
+
+    Files of arrays ``subsets`` (bool [s, n]) and ``outputs`` ([s, m]) can be read too, for models
+    that were trained elsewhere.
+
+    Args:
+        path: .npz file.
+
+    Raises:
+        StoreError: there is no such file, it holds something else, or it is damaged.
+    """
+    file = Path(os.path.abspath(path))
+    outputs, about, subsets = _read(file)
+    if subsets is not None:
+        return Retrained(subsets, outputs)
+    try:
+        n, size, seed = (int(about[name]) for name in ("n", "size", "seed"))
+        return Retrained(_masks(n, size, seed, len(outputs)), outputs)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _masks(n: int, size: int, seed: int, count: int) -> Bools:
     masks = np.zeros((count, n), dtype=bool)
     for number in range(count):
         masks[number, subset(n, size, seed, number)] = True
-    return Retrained(masks, np.stack(outputs[:count]))
+    return masks
 
 
 class RemovalCurve(NamedTuple):
@@ -195,25 +222,46 @@ def _load_outputs(path: Path, about: dict[str, Any]) -> list[Floats]:
     check_replaceable(path)
     if not path.exists():
         return []
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            outputs, text = archive["outputs"], str(archive["about"])
-        found = json.loads(text)
-        checksum = found.pop("checksum")
-        if outputs.ndim != 2 or outputs.dtype != np.float64:
-            raise ValueError(f"outputs are {outputs.dtype} {outputs.shape}")
-        if checksum != hashlib.sha256(np.ascontiguousarray(outputs).tobytes()).hexdigest():
-            raise ValueError("the checksum does not match")
-    except (
-        ValueError, OSError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
-        raise StoreError(
-            f"{path} holds no outputs of retrain_on_subsets, or is damaged ({str(error)[:200]}); "
-            "choose another path, or delete it"
-        ) from None
+    outputs, found, _ = _read(path)
     if found != about:
         raise ConfigError(
             f"{path} holds outputs for {found}, and asked was for {about}; use the same n, "
             "fraction and seed, or another path"
         )
     return list(outputs)
+
+
+def _read(path: Path) -> tuple[Floats, dict[str, Any], Bools | None]:
+    """Return the outputs in a file, of which subsets they are, and those of a file that lists them.
+
+    Raises:
+        StoreError: it cannot be read, holds something else, or is damaged.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            outputs = archive["outputs"]
+            subsets = None if "about" in archive else archive["subsets"]
+            text = None if subsets is not None else str(archive["about"])
+        if outputs.ndim != 2 or not len(outputs) or outputs.dtype.kind not in "fiu":
+            raise ValueError(f"outputs are {outputs.dtype} {outputs.shape}")
+        if text is None:
+            assert subsets is not None
+            if subsets.dtype != bool or subsets.ndim != 2 or len(subsets) != len(outputs):
+                raise ValueError(f"subsets are {subsets.dtype} {subsets.shape}")
+            return outputs.astype(np.float64), {}, subsets
+        found = json.loads(text)
+        checksum = found.pop("checksum")
+        if checksum != hashlib.sha256(np.ascontiguousarray(outputs).tobytes()).hexdigest():
+            raise ValueError("the checksum does not match")
+    except (
+        ValueError, OSError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
+        raise _unreadable(path, error) from None
+    return outputs, found, None
+
+
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{path} holds no outputs of retrain_on_subsets, or is damaged ({str(error)[:200]}); "
+        "choose another path, or delete it"
+    )

@@ -51,20 +51,21 @@ def check_determined(n: int, k: int, ridge: Ridge) -> None:
         )
 
 
-def gram(rows: Rows, block: int) -> Tensor:
+def gram(rows: Rows, block: int, device: torch.device | str = "cpu") -> Tensor:
     """Return G = Phi^T Phi, float64 [k, k]; products and sums in float64.
 
     Args:
         rows: [n, k].
         block: rows that are read at a time.
+        device: where it is summed.
 
     Raises:
         NonFiniteError: naming a row that holds NaN or infinity.
     """
     n, k = rows.shape
-    total = torch.zeros(k, k, dtype=torch.float64)
+    total = torch.zeros(k, k, dtype=torch.float64, device=device)
     for start in range(0, n, block):
-        x = rows.block(start, start + block).double()  # [b, k]
+        x = rows.block(start, start + block).to(device).double()  # [b, k]
         if not bool(torch.isfinite(x.sum())):
             bad = ~x.isfinite().all(1)
             if bool(bad.any()):
@@ -125,7 +126,7 @@ class Solver:
     """(G + lambda I)^-1, by Cholesky in float64.
 
     Args:
-        matrix: G [k, k], or G / n; it is overwritten.
+        matrix: G [k, k], or G / n, on the device to solve on; it is overwritten.
         n: number of training samples.
         ridge: lambda, "auto" for :func:`choose_ridge`, or None for 0.
 
@@ -155,5 +156,13 @@ class Solver:
             )
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Return (G + lambda I)^-1 phi for each row of [b, k], float64 [b, k]."""
-        return torch.cholesky_solve(rows.double().T, self._factor).T
+        """Return (G + lambda I)^-1 phi for each row of [b, k], float64 [b, k] where G is."""
+        return torch.cholesky_solve(self._here(rows).T, self._factor).T
+
+    def squared(self, rows: Tensor) -> Tensor:
+        """Return phi^T (G + lambda I)^-1 phi for each row of [b, k], float64 [b] where G is."""
+        half = torch.linalg.solve_triangular(self._factor, self._here(rows).T, upper=False)
+        return half.square_().sum(0)
+
+    def _here(self, rows: Tensor) -> Tensor:
+        return rows.to(self._factor.device).double()

@@ -19,9 +19,10 @@ from torch import Tensor
 from xxhash import xxh3_64_hexdigest
 
 from pntk.attribution.checkpoints import (
-    learning_rates,
+    common_dtype,
     pair_up,
     reweighting_of,
+    shares_of,
     side,
 )
 from pntk.attribution.ridge import Ridge, check_determined, check_ridge
@@ -33,6 +34,7 @@ from pntk.ntk.kernel_file import KernelHeader, KernelWriter, check_new
 from pntk.retrieval import TopK
 
 METHODS = ("trak", "dot", "cosine", "tracin", "influence")
+_FOR = {"ridge": SOLVED, "weights": ("tracin",), "reweighting": ("trak",)}
 
 
 @torch.no_grad()
@@ -48,6 +50,7 @@ def attribute(
     memory_budget: int | str = "1GB",
     weights: float | Sequence[float] | None = None,
     reweighting: Any = None,
+    device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> Tensor | Path | TopK | Extremes:
     """Return the score of each training sample for each target.
@@ -79,6 +82,8 @@ def attribute(
         weights: the learning rate at each checkpoint, of ``tracin``.
         reweighting: Q of ``trak`` [n], or a list of one a checkpoint; None for the column of that
             name in the stores.
+        device: where rows are multiplied, a tile at a time, and solved with; what is returned is
+            on the CPU. The budget is of its memory too.
         progress: whether to show a progress bar.
 
     Returns:
@@ -104,25 +109,24 @@ def attribute(
     """
     if method not in METHODS:
         raise ConfigError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
-    _check_arguments(method, ridge, top, both, out, weights, reweighting)
+    check_ridge(ridge)
+    check_options(method, ridge=ridge, weights=weights, reweighting=reweighting)
+    _check_ends(top, both, out)
+    place = checked_device(device)
     budget = required_bytes(memory_budget)
     checkpoints = pair_up(train, test, method)
     n, m = checkpoints[0].train.shape[0], checkpoints[0].test.shape[0]
     if top is not None and (isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= n):
         raise ConfigError(f"top is {top!r}; expected 1 to {n}, the training samples")
-    count = len(checkpoints)
-    shares = learning_rates(weights, count) if method == "tracin" else [1 / count] * count
+    shares = shares_of(method, weights, len(checkpoints))
     q = reweighting_of(checkpoints, reweighting) if method == "trak" else None
     if method in SOLVED:
         for checkpoint in checkpoints:
             check_determined(n, checkpoint.width, ridge)
-    dtype = checkpoints[0].train.dtype
-    for checkpoint in checkpoints:
-        dtype = torch.promote_types(dtype, checkpoint.train.dtype)
-        dtype = torch.promote_types(dtype, checkpoint.test.dtype)
+    dtype = common_dtype(checkpoints)
     if out is None and top is None:
         _check_room(n, m, dtype)
-    plan = Plan(checkpoints, shares, q, method, ridge, dtype, budget)
+    plan = Plan(checkpoints, shares, q, method, ridge, dtype, budget, place)
     if top is not None:
         return plan.run_top(top, both, progress)
     if out is None:
@@ -149,20 +153,39 @@ def attribute(
     return Path(out)
 
 
-def _check_arguments(
-    method: str, ridge: Ridge, top: Any, both: bool, out: Any, weights: Any, reweighting: Any
-) -> None:
-    check_ridge(ridge)
-    for name, value, fitting in (
-        ("ridge", ridge, SOLVED),
-        ("weights", weights, ("tracin",)),
-        ("reweighting", reweighting, ("trak",)),
-    ):
+def check_options(method: str, **given: Any) -> None:
+    """Refuse options that are not None and of another method.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for name, value in given.items():
+        fitting = _FOR[name]
         if value is not None and method not in fitting:
             raise ConfigError(
                 f"{name} is for method {' or '.join(fitting)}, and method is {method!r}; leave it "
                 "out"
             )
+
+
+def checked_device(device: torch.device | str) -> torch.device:
+    """Return the device.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:  # a build without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device is {device!r}, which cannot be used ({reason}); use 'cpu'"
+        ) from None
+    return found
+
+
+def _check_ends(top: Any, both: bool, out: Any) -> None:
     if both and top is None:
         raise ConfigError("both=True is for top=; all scores have both ends: leave it out")
     if top is not None and out is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pntk.attribution.checkpoints import Checkpoint
 from pntk.attribution.ridge import Ridge, Solver, gram
 from pntk.errors import ConfigError
-from pntk.rows import row_norms
+from pntk.rows import Rows, row_norms
 
 _BLOCK_BYTES = 2**25
 _LEAST_BLOCK = 64
@@ -52,6 +52,7 @@ class Solved:
         dtype: in which they are kept.
         budget: bytes that the work may take.
         mean: whether G is divided by n.
+        device: where it is solved.
 
     Attributes:
         ridges: lambda of each checkpoint.
@@ -67,28 +68,20 @@ class Solved:
         budget: int,
         ridge: Ridge,
         mean: bool,
+        device: torch.device,
     ) -> None:
         self.ridges: list[float] = []
         self._kept: list[Tensor] = []
         m = checkpoints[0].test.shape[0]
         size = sum(m * checkpoint.width * dtype.itemsize for checkpoint in checkpoints)
-        widest = max(checkpoint.width for checkpoint in checkpoints)
-        needed = solver_bytes(widest, ridge)
-        if needed > budget:
-            raise ConfigError(
-                f"memory_budget is {2 * budget:,} bytes, of which half is for solving; to invert "
-                f"[{widest:,}, {widest:,}] takes {needed:,}: use memory_budget={2 * needed}"
-            )
+        needed = check_solvable(max(checkpoint.width for checkpoint in checkpoints), ridge, budget)
         in_memory = size + needed <= budget
         room = budget - size * in_memory - needed
         for checkpoint in checkpoints:
-            n, k = checkpoint.train.shape
-            block = _LEAST_BLOCK + min(_BLOCK_BYTES, room // 4) // (8 * k)
-            matrix = gram(checkpoint.train, block)
-            solver = Solver(matrix.div_(n) if mean else matrix, n, ridge)
-            del matrix
+            block = block_rows(checkpoint.width, room)
+            solver = solver_of(checkpoint.train, block, ridge, mean, device)
             self.ridges.append(solver.ridge)
-            kept = self._room((m, k), dtype, in_memory)
+            kept = self._room((m, checkpoint.width), dtype, in_memory)
             for start in range(0, m, block):
                 rows = checkpoint.test.block(start, start + block)
                 kept[start : start + block] = solver(rows).to(dtype)
@@ -104,6 +97,36 @@ class Solved:
 
     def block(self, checkpoint: int, start: int, stop: int) -> Tensor:
         return self._kept[checkpoint][start:stop]
+
+
+def solver_of(rows: Rows, block: int, ridge: Ridge, mean: bool, device: torch.device) -> Solver:
+    """Return what solves with G + lambda I, or G / n + lambda I, of training rows."""
+    n, _ = rows.shape
+    matrix = gram(rows, block, device)
+    return Solver(matrix.div_(n) if mean else matrix, n, ridge)
+
+
+def block_rows(k: int, room: int) -> int:
+    """Return how many rows to solve with at a time, where so many bytes are left."""
+    return _LEAST_BLOCK + min(_BLOCK_BYTES, room // 4) // (8 * k)
+
+
+def check_solvable(k: int, ridge: Ridge, budget: int) -> int:
+    """Return the least that solving takes.
+
+    Args:
+        budget: half of what the work may take.
+
+    Raises:
+        ConfigError: it is more than the budget; names one that would do.
+    """
+    needed = solver_bytes(k, ridge)
+    if needed > budget:
+        raise ConfigError(
+            f"memory_budget is {2 * budget:,} bytes, of which half is for solving; to invert "
+            f"[{k:,}, {k:,}] takes {needed:,}: use memory_budget={2 * needed}"
+        )
+    return needed
 
 
 def solver_bytes(k: int, ridge: Ridge) -> int:

@@ -56,6 +56,7 @@ class Plan:
         shares: w [C].
         q: [n], or None for ones.
         budget: bytes.
+        device: where rows are multiplied, and solved with.
     """
 
     def __init__(
@@ -67,10 +68,11 @@ class Plan:
         ridge: Ridge,
         dtype: torch.dtype,
         budget: int,
+        device: torch.device,
     ) -> None:
         self.checkpoints, self.shares, self.method = checkpoints, shares, method
-        self.ridge, self.dtype, self.budget = ridge, dtype, budget
-        self.q = None if q is None else q.to(dtype)
+        self.ridge, self.dtype, self.budget, self.device = ridge, dtype, budget, device
+        self.q = None if q is None else q.to(device, dtype)
         self.n, self.m = checkpoints[0].train.shape[0], checkpoints[0].test.shape[0]
         self.tile = self._choose_tile()
 
@@ -112,16 +114,19 @@ class Plan:
                 held.clear()
                 first, last = j * tile, min((j + 1) * tile, self.m)
                 for c, share in enumerate(self.shares):
-                    held.append(targets.block(c, first, last).to(self.dtype) * share)
+                    held.append(self._here(targets.block(c, first, last)) * share)
                 current = j
             sink.write(i, j, self._scores(i, held, tile))
+
+    def _here(self, rows: Tensor) -> Tensor:
+        return rows.to(self.device).to(self.dtype)
 
     def _scores(self, i: int, targets: list[Tensor], tile: int) -> Tensor:
         """Return the scores [b, d] of the i-th samples and of targets [d, k] a checkpoint."""
         start, stop = i * tile, min((i + 1) * tile, self.n)
         total: Tensor | None = None
         for checkpoint, rows in zip(self.checkpoints, targets, strict=True):
-            x = checkpoint.train.block(start, stop).to(self.dtype)
+            x = self._here(checkpoint.train.block(start, stop))
             scores = product(unit_rows(x) if self.method == "cosine" else x, rows)
             total = scores if total is None else total.add_(scores)
         assert total is not None
@@ -131,7 +136,7 @@ class Plan:
         if self.method not in SOLVED:
             return Plain(self.checkpoints, unit=self.method == "cosine")
         mean = self.method == "influence"
-        return Solved(self.checkpoints, self.dtype, self.budget // 2, self.ridge, mean)
+        return Solved(self.checkpoints, self.dtype, self.budget // 2, self.ridge, mean, self.device)
 
     def _room(self) -> int:
         """Bytes for tiles: half of the budget where the other half holds what was solved."""
@@ -201,7 +206,7 @@ class _Disk:
         return j in self.missing[i]
 
     def write(self, i: int, j: int, tile: Tensor) -> None:
-        self._writer.write(i, j, tile)
+        self._writer.write(i, j, tile.cpu())
 
 
 class _Both:
@@ -230,10 +235,11 @@ class _Top:
         self._values = torch.empty(plan.m, top, dtype=plan.dtype)
         self._indices = torch.empty(plan.m, top, dtype=torch.int64)
         self._tile, self._top, self._sign = plan.tile, top, sign
-        self._samples, self._targets = samples, targets
+        self._samples, self._targets = samples.to(plan.device), targets
         self._column = -1
-        self._best = torch.empty(0, 0, dtype=plan.dtype)  # [d, up to top], in the samples' order
-        self._places = torch.empty(0, 0, dtype=torch.int64)
+        # [d, up to top], in the samples' order
+        self._best = torch.empty(0, 0, dtype=plan.dtype, device=plan.device)
+        self._places = torch.empty(0, 0, dtype=torch.int64, device=plan.device)
 
     def wants(self, i: int, j: int) -> bool:
         return True

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 KINDS = ("glm", "svm", "ridge", "gp")
 KERNELS = ("rows", "precomputed")
 _ALPHAS = {  # powers of ten, times the mean of K(x, x)
-    "glm": range(-6, -1),
+    "glm": range(-7, -1),
     "svm": range(-6, -1),
     "ridge": range(-4, 4),
     "gp": range(-4, 4),
@@ -110,6 +110,23 @@ def _grid(surrogate: KernelSurrogate, problem: Problem) -> np.ndarray:
     return mean * 10.0 ** np.array(powers)
 
 
+def _best(grid: np.ndarray, scores: np.ndarray) -> float:
+    """Return the alpha that scored best, the stiffest of equals; warn where a grid is too short."""
+    place = len(grid) - 1 - int(scores[::-1].argmax())
+    ends = {0: ("smallest", 1), len(grid) - 1: ("largest", -1)}
+    if len(grid) > 1 and place in ends:
+        which, inward = ends[place]
+        if scores[place] > scores[place + inward]:
+            warnings.warn(
+                f"alpha {grid[place]:.3g} was chosen and is the {which} that was tried, of "
+                f"{grid[0]:.3g} to {grid[-1]:.3g}, so that one beyond it may be better; pass "
+                "alphas that go on there, or alpha",
+                PntkWarning,
+                stacklevel=6,  # fit is wrapped
+            )
+    return float(grid[place])
+
+
 def _check_folds(problem: Problem, cv: int) -> None:
     least = int(np.bincount(problem.numbers).min())
     if least < cv:
@@ -147,7 +164,7 @@ def _logistic(surrogate: KernelSurrogate, problem: Problem) -> Solution:
                 found = folded.fit(float(grid[place]), found)
                 loss = losses(found.logits[outside], targets[outside])
                 scores[place] -= float(held @ loss) / size
-        alpha = float(grid[scores.argmax()])
+        alpha = _best(grid, scores)
     fit = problem_of(problem.weights / size, surrogate.tol).fit(alpha)
     _warn_unless_done(fit, surrogate)
     p = fit.logits.sigmoid() if binary else fit.logits.softmax(1)
@@ -241,7 +258,7 @@ def _machine(surrogate: KernelSurrogate, problem: Problem) -> Solution:
             outputs = library.cross_scores(model(value), values, numbers, splits).numpy()
             found = outputs.argmax(1) if outputs.shape[1] > 1 else outputs[:, 0] > 0
             scores[place] = np.average(found == numbers, weights=problem.weights.numpy())
-        alpha = float(grid[len(grid) - 1 - scores[::-1].argmax()])  # the stiffest of the best
+        alpha = _best(grid, scores)
     fitted = library.fit_machine(model(alpha), values, numbers, splits)
     solution = _from_library(alpha, fitted)
     assert fitted.left_out is not None
@@ -290,7 +307,7 @@ def _regression(surrogate: KernelSurrogate, problem: Problem) -> Solution:
         for value in grid[:1]:
             work.check(float(value))
         scores = work.scores(torch.from_numpy(grid)).numpy()
-        alpha = float(grid[scores.argmax()])
+        alpha = _best(grid, scores)
     found = work.fit(float(alpha))
     return Solution(
         float(alpha),

@@ -206,6 +206,22 @@ def test_targets_that_were_solved_may_be_larger_than_the_budget(rows, put, monke
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("method", ["trak", "influence", "cosine"])
+def test_on_a_device(rows, device, method, tmp_path):
+    train, test, q = rows[0]
+    options = {"reweighting": q} if method == "trak" else {}
+    expected = attribute(train, test, method, **options)
+    found = attribute(train, test, method, device=device, **options)
+    assert found.device.type == "cpu" and torch.allclose(found, expected, rtol=1e-9)
+    best = attribute(train, test, method, top=3, device=device, **options)
+    assert best.indices.device.type == "cpu"
+    assert torch.equal(best.indices, attribute(train, test, method, top=3, **options).indices)
+    out = attribute(train, test, method, out=tmp_path / "s.h5", device=device, **options)
+    assert torch.allclose(torch.from_numpy(open_kernel(out).values.copy()), expected, rtol=1e-9)
+    there = [rows.to(device) for rows in (train, test)]  # rows may lie on it, too
+    assert torch.allclose(attribute(*there, method, device=device, **options), expected, rtol=1e-9)
+
+
 def test_auto_ridge_makes_wide_rows_usable():
     torch.manual_seed(0)
     train, test = torch.randn(20, 50), torch.randn(3, 50)
@@ -229,6 +245,7 @@ def test_auto_ridge_makes_wide_rows_usable():
         ({"both": True}, "both=True is for top="),
         ({"top": 1, "out": "x.h5"}, "top=1 and out='x.h5': out is for all scores"),
         ({"memory_budget": None}, "memory_budget is None"),
+        ({"device": "cuda:999"}, "device is 'cuda:999', which cannot be used"),
         (
             {"method": "dot", "memory_budget": "1MB"},
             "memory_budget is 1,000,000 bytes; .*use memory_budget=",

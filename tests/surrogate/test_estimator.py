@@ -237,14 +237,27 @@ def test_gp_takes_the_most_likely_alpha(blobs, shape):
 
 @pytest.mark.parametrize("kind", ["glm", "svm"])
 def test_alpha_by_folds(blobs, kind):
-    rows, labels = blobs(90, spread=2.0)
+    rows, labels = blobs(90, spread=0.7)
     model = KernelSurrogate(kind).fit(rows, labels)
-    assert len(model.scores_) == 5
-    assert 1e-6 < model.alpha_ <= 0.011
-    scores = [-np.inf, *model.scores_]
-    assert model.alpha_ == pytest.approx(10.0 ** (np.argmax(scores) - 7)) or kind == "svm"
+    powers = range(-7, -1) if kind == "glm" else range(-6, -1)
+    assert len(model.scores_) == len(powers)
+    stiffest = np.flatnonzero(model.scores_ == model.scores_.max())[-1]
+    assert model.alpha_ == pytest.approx(10.0 ** powers[stiffest])
     given = KernelSurrogate(kind, alpha=model.alpha_).fit(rows, labels)
     np.testing.assert_array_equal(given.predict(rows), model.predict(rows))
+
+
+@pytest.mark.parametrize("kind", ["glm", "svm", "ridge", "gp"])
+def test_a_grid_that_ends_too_early_is_told(blobs, kind):
+    rows, labels = blobs(90, spread=0.7)
+    best = KernelSurrogate(kind).fit(rows, labels).alpha_
+    for factors, which in (([1, 10], "smallest"), ([1, 0.01], "largest")):
+        message = f"alpha {best:.3g} was chosen and is the {which} that was tried, .*pass alphas"
+        model = KernelSurrogate(kind, alphas=[best * factor for factor in factors])
+        with pytest.warns(PntkWarning, match=message):
+            model.fit(rows, labels)
+        assert model.alpha_ == best
+    KernelSurrogate(kind, alphas=[best]).fit(rows, labels)  # no choice, and so no warning
 
 
 def test_folds_leave_examples_out(blobs):
