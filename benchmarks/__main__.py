@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine, report
+from benchmarks.anatome import Anatome
 from benchmarks.coverage import Coverage
 from benchmarks.exact import Exact, ExactCost
 from benchmarks.gpu_job import GpuJob
@@ -21,6 +22,7 @@ from benchmarks.gpu_overhead import GpuOverhead
 from benchmarks.kernels import Kernels
 from benchmarks.lds import Lds
 from benchmarks.memory import Memory
+from benchmarks.nads import Nads
 from benchmarks.overhead import Overhead
 from benchmarks.registry import CheckFailed, Entry, Options, Result, Unavailable, run
 from benchmarks.scaling import Scaling
@@ -31,7 +33,8 @@ from benchmarks.variance import Variance
 
 ENTRIES: list[type[Entry]] = [Overhead, Memory, Kernels, Scaling, Trak, Variance]
 ENTRIES += [Store, Search, Exact, ExactCost]
-ENTRIES += [Coverage, Lds]
+ENTRIES += [Coverage, Lds, Nads]
+ENTRIES += [Anatome]
 ENTRIES += [GpuOverhead, GpuKernels, GpuLayers, GpuJob]
 
 

@@ -24,6 +24,7 @@ from pntk.cli.common import (
     say,
 )
 from pntk.cli.errors import explain_stop, this_command
+from pntk.cli.factories import pick_device
 from pntk.errors import ConfigError
 from pntk.files import check_replaceable, write_whole
 from pntk.ntk.kernel_file import partial_path, tiles_there
@@ -63,6 +64,7 @@ def command(
             metavar="FILE", help="All scores to .h5 (data set 'ntk'), the best to .npz or .json."
         ),
     ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to work.")] = "cpu",
     memory_budget: Annotated[
         str, typer.Option(metavar="SIZE", help="What the work may take, such as 500MB.")
     ] = "1GB",
@@ -88,6 +90,7 @@ def command(
         "ridge": _number_or_auto(ridge),
         "weights": _numbers(learning_rates),
         "memory_budget": memory_budget,
+        "device": pick_device(device),
         "progress": progress,
     }
     if whole:
