@@ -14,6 +14,7 @@ scikit-learn and matplotlib: pip install "pntk[analysis]".
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -59,13 +60,20 @@ def main() -> None:
     parser.add_argument("--fourier", type=int, metavar="STEP", help="also draw a map of waves")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    most = min(given.networks - 1, math.prod(SHAPE))
+    if max(given.indices) >= most:
+        parser.error(
+            f"--indices: {given.networks} networks give {most} directions, 0 to {most - 1}; draw "
+            "more with --networks, or name smaller ones"
+        )
     given.out.mkdir(exist_ok=True)
     began = time.perf_counter()
 
     point = torch.randn(SHAPE, generator=torch.Generator().manual_seed(given.seed))
     finder = GradientCovariance(point, LeNet, jacobian=given.jacobian, seed=given.seed)
     nads = kept_nads(finder, given.networks, given.out / "lenet.h5")
-    print(nads.isotropy())
+    for name, value in nads.isotropy()._asdict().items():
+        print(f"{name:20} {value:.4g}")
     for view in ("pixel", "fourier"):
         nads.visualize_nads(10, view).savefig(given.out / f"nads_{view}.png", dpi=160)
     nads.visualize_spectrum().savefig(given.out / "spectrum.png", dpi=160)

@@ -129,6 +129,11 @@ def run(seed: int, limit: int, fraction: float, epochs: int) -> dict[str, tuple[
     return results
 
 
+def spread(values: np.ndarray) -> np.ndarray:
+    """Return the standard deviation over seeds, [columns]; NaN of a single one."""
+    return values.std(0, ddof=1) if len(values) > 1 else np.full(values.shape[1], np.nan)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
@@ -144,10 +149,11 @@ def main() -> None:
     for name in found[0]:
         cells = []
         values = np.array([one[name] for one in found])  # [seeds, columns]
-        for mean, sd, digits in zip(values.mean(0), values.std(0), (3, 3, 1, 1), strict=True):
-            cells.append("" if np.isnan(mean) else f"{mean:.{digits}f} ({sd:.{digits}f})")
+        for mean, sd, digits in zip(values.mean(0), spread(values), (3, 3, 1, 1), strict=True):
+            sign = "" if np.isnan(sd) else f" ({sd:.{digits}f})"
+            cells.append("" if np.isnan(mean) else f"{mean:.{digits}f}{sign}")
         print(f"{name:18}" + "".join(f"{cell:>16}" for cell in cells))
-    print(f"means (sd) over {given.seeds} seeds; {time.perf_counter() - began:.0f} s")
+    print(f"means (standard deviations), seeds: {given.seeds}; {time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":

@@ -174,6 +174,6 @@ def _column_of(rows: Rows) -> Tensor:
     if COLUMN not in source.header.columns:
         raise ConfigError(
             f"{source.path} has no column {COLUMN!r}: featurize with output='margin' or 'text', or "
-            "pass reweighting=[n], such as torch.ones(n) to leave it out"
+            "leave it out with reweighting=torch.ones(n), --no-reweighting"
         )
     return torch.from_numpy(np.array(source.column(COLUMN)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 from rich.text import Text
 
@@ -39,22 +40,31 @@ EXAMPLES = (
 )
 SUFFIXES = (".h5", ".npz", ".json")
 TOP, SHOWN = 5, 20
-_StoreList = Annotated[
-    str, typer.Argument(metavar="STORE.h5[,...]", help="Stores, one a checkpoint.")
+_TrainList = Annotated[
+    str,
+    typer.Argument(metavar="TRAIN.h5[,...]", help="Stores of training samples, one a checkpoint."),
+]
+_TestList = Annotated[
+    str, typer.Argument(metavar="TARGETS.h5[,...]", help="Stores of targets, in the same order.")
 ]
 
 
 def command(
-    train: _StoreList,
-    test: _StoreList,
+    train: _TrainList,
+    test: _TestList,
     method: Annotated[str, typer.Option(**choice(*METHODS), help="How to score.")] = "trak",
     top: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Samples a target; 5 unless told.")
     ] = None,
     both: Annotated[bool, typer.Option("--both", help="The lowest scores too.")] = False,
     ridge: Annotated[
-        str | None, typer.Option(metavar="auto|NUMBER", help="trak, influence: lambda; 0.")
+        str | None,
+        typer.Option(metavar="auto|NUMBER", help="trak, influence: lambda; none unless told."),
     ] = None,
+    reweighting: Annotated[
+        bool,
+        typer.Option("--reweighting/--no-reweighting", help="trak: weigh samples by Q = 1 - p."),
+    ] = True,
     learning_rates: Annotated[
         str | None, typer.Option(metavar="LIST", help="tracin: of each checkpoint.")
     ] = None,
@@ -76,7 +86,8 @@ def command(
     """Score training samples for each target; of several checkpoints scores are averaged.
 
     Give the stores of training samples and those of targets, separated by commas, one of each for
-    every checkpoint. TRAK takes rows of output margin or text; tracin and influence of output loss.
+    every checkpoint. TRAK takes rows of output margin or text, tracin and influence of output
+    loss.
     """
     whole = out is not None and out.suffix == ".h5"
     if out is not None:
@@ -93,6 +104,8 @@ def command(
         "device": pick_device(device),
         "progress": progress,
     }
+    if not reweighting:
+        options["reweighting"] = torch.ones(len(trains[0]))
     if whole:
         assert out is not None
         with explain_stop(lambda: _how_to_resume(out)):

@@ -143,3 +143,15 @@ def test_stopped_work_says_how_to_go_on(invoke, stores, monkeypatch):
 
 def _interrupted(*_, **__):
     raise KeyboardInterrupt
+
+
+def test_without_reweighting(invoke, stores):
+    import torch
+
+    args = ["attribute", "train0-loss.h5", "test0-loss.h5", "--ridge", "auto", "--json"]
+    assert "--no-reweighting" in invoke(*args, code=2).stderr
+    found = json.loads(invoke(*args, "--no-reweighting", "--top", 2).stdout)
+    train, test = FeatureStore("train0-loss.h5"), FeatureStore("test0-loss.h5")
+    best = attribute(train, test, ridge="auto", reweighting=torch.ones(20), top=2)
+    shown = [[hit["row"] for hit in target["highest"]] for target in found]
+    assert shown == best.indices.tolist()
