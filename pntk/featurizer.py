@@ -29,7 +29,6 @@ from pntk.gradients.probe import probe
 from pntk.gradients.rules import refuse
 from pntk.loading import Batches
 from pntk.memory import batch_that_fits, out_of_memory, parse_bytes
-from pntk.nads.input_covariance import input_gradient_covariance
 from pntk.naming import (
     ParamFilter,
     canonical,
@@ -458,6 +457,10 @@ class Featurizer:
 
         See :func:`pntk.nads.input_covariance.input_gradient_covariance`.
         """
+        from pntk.nads.input_covariance import (
+            input_gradient_covariance,
+        )  # keeps `import pntk` light
+
         where: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "impl": self.impl}
         return input_gradient_covariance(
             self.model, self._output, data, self.spec, checkpoints=checkpoints, **where, **options

@@ -60,6 +60,11 @@ class Batches:
         if self.length == 0:
             raise DataError("the data set is empty; expected at least one example")
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the data are tensors, so that batches are slices of them."""
+        return self._tensors
+
     def first(self) -> Any:
         """Return a batch of the first examples, to learn shapes from."""
         return next(self._batches([np.arange(min(2, self.length))]))[1]
@@ -175,6 +180,12 @@ def _dataset_length(data: Any) -> int:
         raise DataError(
             f"the data is a list of {len(data)} tensors; pass a tuple (inputs, labels), or "
             "torch.stack(list) if each is an example"
+        )
+    if isinstance(data, tuple) and any(isinstance(x, (Tensor, np.ndarray)) for x in data):
+        kinds = ", ".join(type(x).__name__ for x in data)
+        raise DataError(
+            f"the data is a tuple of {kinds}; expected tensors alone, such as (inputs, labels): "
+            "torch.as_tensor makes them of arrays and lists"
         )
     text = isinstance(data, (str, bytes, os.PathLike))
     if text or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):

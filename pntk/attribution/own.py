@@ -17,7 +17,7 @@ from pntk.attribution.ridge import Ridge, check_determined, check_ridge
 from pntk.attribution.scores import METHODS, check_options, checked_device
 from pntk.attribution.targets import block_rows, check_solvable, solver_of
 from pntk.attribution.tiles import SOLVED
-from pntk.errors import ConfigError
+from pntk.errors import ConfigError, NonFiniteError
 from pntk.memory import required_bytes
 
 
@@ -81,7 +81,14 @@ def self_scores(
             score = solver_of(checkpoint.train, block, ridge, method == "influence", place).squared
         for start in range(0, n, block):
             rows = checkpoint.train.block(start, start + block)
-            total[start : start + block] += share * score(rows.to(place)).cpu()
+            found = share * score(rows.to(place)).cpu()
+            if not bool(found.isfinite().all()):
+                row = start + int((~found.isfinite()).nonzero()[0])
+                raise NonFiniteError(
+                    f"row {row} of the training rows holds NaN or infinity; featurize with "
+                    "on_nonfinite='skip', or leave it out"
+                )
+            total[start : start + block] += found
             bar.update(len(rows))
     bar.close()
     return (total if q is None else total.mul_(q)).to(common_dtype(checkpoints))

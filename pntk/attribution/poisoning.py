@@ -6,6 +6,7 @@ Shapes: n images [n, c, h, w].
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,13 @@ class Trigger:
         Raises:
             ConfigError: they are no patch.
         """
+        for what, given, least in (("size", self.size, 1), ("at", self.at, None)):
+            pair = isinstance(given, (tuple, list)) and len(given) == 2
+            if not pair or not all(
+                isinstance(one, Integral) and (least is None or one >= least) for one in given
+            ):
+                wanted = "positive integers (h, w)" if least else "integers (row, column)"
+                raise ConfigError(f"{what} of the trigger is {given!r}; expected two {wanted}")
         values = as_numpy("value", self.value)
         if values.ndim == 0:
             values = np.full(self.size, values)
@@ -80,6 +88,8 @@ def stamp(images: Any, trigger: Trigger | None = None) -> Any:
     """
     _check_images(images)
     trigger = Trigger() if trigger is None else trigger
+    if not isinstance(trigger, Trigger):
+        raise ConfigError(f"trigger is a {type(trigger).__name__}; expected Trigger(...), or None")
     pattern = trigger.pattern()
     channels, height, width = images.shape[1:]
     c, *size = pattern.shape
@@ -104,6 +114,14 @@ def stamp(images: Any, trigger: Trigger | None = None) -> Any:
         stamped, patch = images.clone(), torch.from_numpy(pattern).to(images)
     else:
         stamped, patch = images.copy(), pattern.astype(images.dtype)
+    if not np.array_equal(as_numpy("trigger", patch).astype(np.float64), pattern):
+        exact = isinstance(images, Tensor) and images.is_floating_point()
+        if not exact and getattr(images.dtype, "kind", "") != "f":
+            raise ConfigError(
+                f"the trigger holds numbers from {pattern.min():g} to {pattern.max():g} and the "
+                f"images are {images.dtype}, which cannot hold them; use a value that they can, "
+                "such as 255, or images in floating point"
+            )
     stamped[:, :, places[0], places[1]] = patch
     return stamped
 
@@ -148,7 +166,9 @@ def poison(
     if isinstance(target, bool) or not isinstance(target, (int, np.integer)) or target < 0:
         raise ConfigError(f"target is {target!r}; expected the number of a class")
     others = np.flatnonzero(given != target)
-    if not 0 < fraction <= 1 or not round(fraction * len(others)):
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ConfigError(f"seed is {seed!r}; expected an integer of at least 0")
+    if not isinstance(fraction, Real) or not 0 < fraction <= 1 or not round(fraction * len(others)):
         raise ConfigError(
             f"fraction is {fraction!r} of {len(others)} images of other classes; expected above 0 "
             "to 1, and one image at least"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,8 +49,9 @@ def choice(*allowed: str) -> dict[str, Any]:
 def read_probs(path: Path, rows: int) -> np.ndarray:
     """Return the array of ``--probs``, [rows, c]."""
     try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        with open(path, "rb") as file:
+            found = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"--probs {path} is no array of NumPy ({error}); write it with np.save"
         ) from error

@@ -12,7 +12,7 @@ from pntk.cli.common import JsonFlag, choice, print_facts, print_json
 from pntk.cli.factories import load_data, load_model, pick_device
 from pntk.errors import ConfigError
 from pntk.extras import require
-from pntk.files import check_replaceable
+from pntk.files import check_results
 from pntk.representation.fourier import SIGNS, fourier_map
 from pntk.representation.fourier_file import FourierMap, check_map_path
 
@@ -76,10 +76,9 @@ def command(
 ) -> None:
     """Add each wave of the Fourier basis to images, and see how often the network errs."""
     check_map_path(out)
-    for path in (plot, report):
-        if path is not None:
-            check_replaceable(path)
-            require("matplotlib", "plots")
+    check_results(out, {"--plot": plot, "--report": report})
+    if any((plot, report)):
+        require("matplotlib", "plots")
     if report is not None:
         require("jinja2", "--report")
     scale = _numbers("--mean", mean), _numbers("--std", std)

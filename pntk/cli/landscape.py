@@ -10,10 +10,11 @@ import numpy as np
 import typer
 
 from pntk.cli.common import JsonFlag, choice, print_facts, print_json, say
+from pntk.cli.errors import explain_stop, this_command
 from pntk.cli.factories import load_data, load_model, pick_device
 from pntk.errors import ConfigError
 from pntk.extras import require
-from pntk.files import check_replaceable
+from pntk.files import check_results
 from pntk.representation.directions import Direction, between, random_direction, trajectory_pca
 from pntk.representation.landscape import loss_landscape
 from pntk.representation.landscape_file import Landscape
@@ -105,10 +106,9 @@ def command(
     moment, the same command goes on where it was.
     """
     _check(toward, trajectory, line, checkpoint, surface)
-    for path in (plot, surface, report):
-        if path is not None:
-            check_replaceable(path)
-            require("matplotlib", "plots")
+    check_results(out, {"--plot": plot, "--surface": surface, "--report": report})
+    if any((plot, surface, report)):
+        require("matplotlib", "plots")
     if report is not None:
         require("jinja2", "--report")
     where = pick_device(device)
@@ -129,21 +129,22 @@ def command(
     else:
         x = random_direction(network, seed, normalize=NORMALIZE[normalize])
         y = None if line else random_direction(network, seed + 1, normalize=NORMALIZE[normalize])
-    found = loss_landscape(
-        network,
-        load_data(data),
-        x,
-        y,
-        x_range=range_,
-        points=points,
-        accuracy=accuracy,
-        recompute_batchnorm=recompute_batchnorm,
-        trajectory=path_drawn,
-        path=out,
-        batch_size=batch_size,
-        memory_budget=memory_budget,
-        progress=progress,
-    )
+    with explain_stop(lambda: _how_to_resume(out)):
+        found = loss_landscape(
+            network,
+            load_data(data),
+            x,
+            y,
+            x_range=range_,
+            points=points,
+            accuracy=accuracy,
+            recompute_batchnorm=recompute_batchnorm,
+            trajectory=path_drawn,
+            path=out,
+            batch_size=batch_size,
+            memory_budget=memory_budget,
+            progress=progress,
+        )
     if plot is not None:
         found.plot_contour(plot, log=log)
     if surface is not None:
@@ -156,6 +157,12 @@ def command(
     else:
         print_facts({name: _text(value) for name, value in facts.items()})
         typer.echo(f"\nlandscape: {out}")
+
+
+def _how_to_resume(out: Path) -> str:
+    if not out.exists():
+        return f"no point is in {out} yet; begin again with: {this_command()}"
+    return f"the points so far are in {out}; go on with: {this_command()}"
 
 
 def _check(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import typer
 
 from pntk.attribution.arrays import Floats
@@ -135,8 +136,22 @@ def _train(
             "(indices, number) -> outputs [m]"
         )
     assert n is not None
-    with explain_stop(lambda: _how_to_resume(out, options[1])):
-        return retrain_on_subsets(train_fn, n, *options, path=out, progress=progress)
+    fraction, count, seed = options
+
+    def train_one(indices: npt.NDArray[np.int64], number: int) -> Any:
+        try:
+            return train_fn(indices, number)
+        except Exception as error:
+            raise ConfigError(
+                f"--train: {spec} raised {type(error).__name__}: {error} (pntk --debug ... shows "
+                f"where); {_how_to_resume(out, count)}"
+            ) from error
+
+    with explain_stop(lambda: _how_to_resume(out, count)):
+        first = retrain_on_subsets(train_one, n, fraction, 1, seed, path=out, progress=False)
+        if scores is not None:
+            _fitting(scores, first)  # before all others are trained
+        return retrain_on_subsets(train_one, n, *options, path=out, progress=progress)
 
 
 def _how_to_resume(out: Path, count: int) -> str:

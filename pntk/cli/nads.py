@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from pntk.cli.errors import explain_stop, this_command
 from pntk.cli.factories import load_object, pick_device
 from pntk.errors import ConfigError
 from pntk.extras import require
-from pntk.files import check_replaceable
+from pntk.figures import png
+from pntk.files import check_results
 from pntk.nads.compare import Comparison, compare
 from pntk.nads.gradient_covariance import JACOBIANS, GradientCovariance
 from pntk.nads.metrics import Isotropy
@@ -113,7 +113,7 @@ def command(
         raise ConfigError("--keep-gradients without --out, beside which they are kept; add --out")
     sizes = parse_shape(shape)
     if report is not None:
-        check_replaceable(report)
+        check_results(out, {"--report": report})
         for module in ("matplotlib", "jinja2"):
             require(module, "--report")
     where = pick_device(device)
@@ -335,14 +335,14 @@ def _write_report(results: list[Result], path: Path) -> None:
         panels.append(
             Panel(
                 f"{name}: directions",
-                figure=_png(draw_directions(nads, few, title="")),
+                figure=png(draw_directions(nads, few, title="")),
                 caption=f"The first {few} of {len(nads):,} directions, by singular value.",
             )
         )
         panels.append(
             Panel(
                 f"{name}: frequencies",
-                figure=_png(draw_directions(nads, few, "fourier", title="")),
+                figure=png(draw_directions(nads, few, "fourier", title="")),
                 caption=f"Power of the Fourier transform of the first {few}, zero in the middle.",
             )
         )
@@ -350,7 +350,7 @@ def _write_report(results: list[Result], path: Path) -> None:
         panels.append(
             Panel(
                 f"{name}: spectrum",
-                figure=_png(draw_spectrum(both, normalize=len(both) > 1, title="")),
+                figure=png(draw_spectrum(both, normalize=len(both) > 1, title="")),
                 caption="Singular values of the gradients"
                 + (", and the published ones, as shares of the norm." if len(both) > 1 else "."),
                 columns=("measure", "value"),
@@ -387,9 +387,3 @@ def _write_report(results: list[Result], path: Path) -> None:
 
 def _named(published: NADs) -> NADs:
     return NADs(published.directions, published.singular_values, name="published")
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
-    return buffer.getvalue()

@@ -23,12 +23,16 @@ from pntk.cli.common import (
 from pntk.cli.factories import load_data, load_model, pick_device
 from pntk.errors import ConfigError
 from pntk.extras import require
-from pntk.files import check_replaceable, write_whole
+from pntk.files import check_results, write_whole
 from pntk.ntk.opening import open_file
 from pntk.report import write_report
 from pntk.report.similarity_page import COLUMNS, best_rows, facts, similarity_report
 from pntk.representation.feature_maps import NEURONS, POOLINGS
-from pntk.representation.layers import LayerSimilarity, layer_similarity
+from pntk.representation.layers import (
+    LayerSimilarity,
+    check_similarity_path,
+    layer_similarity,
+)
 from pntk.representation.similarity import (
     MEASURES,
     SHAPING,
@@ -125,7 +129,19 @@ def command(
     given = {"neurons": neurons, "size": size, "pooling": pooling, **options}
     find_measure(measure, split_options(given)[1])
     if files:
-        named = {"--model": model, "--out": out, "--plot": plot, "--report": report}
+        named = {
+            "--model": model,
+            "--checkpoint": checkpoint,
+            "--model-b": model_b,
+            "--checkpoint-b": checkpoint_b,
+            "--data": data,
+            "--layers": layers or None,
+            "--layers-b": layers_b or None,
+            "--size": size,
+            "--out": out,
+            "--plot": plot,
+            "--report": report,
+        }
         _stores(files, measure, options, named, as_json)
         return
     if model is None or data is None:
@@ -196,9 +212,11 @@ def _check_files(out: Path | None, plot: Path | None, report: Path | None) -> No
     """Refuse paths that cannot be written to, and extras that are missing, before any work."""
     if out is not None:
         check_out(out, suffixes=(".npz",))
-    for path, name in ((plot, "--plot"), (report, "--report")):
+        check_similarity_path(out)
+    others = {"--plot": plot, "--report": report}
+    check_results(out, others)
+    for name, path in others.items():
         if path is not None:
-            check_replaceable(path)
             require("matplotlib", name)
     if report is not None:
         require("jinja2", "--report")

@@ -27,6 +27,7 @@ from pntk.store import FeatureStore
 from pntk.surrogate import KernelSurrogate, SurrogateReport, evaluate
 from pntk.surrogate.fitting import KINDS
 from pntk.surrogate.labels import check_labels, encode
+from pntk.surrogate.metrics import check_probabilities
 
 NAME = "surrogate"
 EXAMPLES = (
@@ -70,7 +71,9 @@ def command(
     bootstrap: Annotated[
         int, typer.Option(min=0, metavar="N", help="Samples for intervals; 0 for none.")
     ] = 1000,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of folds and of the bootstrap.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of folds and of the bootstrap.")
+    ] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """Fit a kernel machine to the rows of one store, and compare it with the network on another.
@@ -91,6 +94,15 @@ def command(
     kept = np.setdiff1d(np.arange(len(asked)), asked.skipped)
     if len(kept) < len(asked):
         say(f"{test}: {len(asked) - len(kept):,} rows were skipped and are left out")
+    classes = encode(check_labels(_labels(fitted_to), len(fitted_to), f"labels of {train}"))[0]
+    if network.shape[1] != len(classes):
+        raise ConfigError(
+            f"--probs {probs} has {network.shape[1]} columns and {train} has rows of "
+            f"{len(classes)} classes; expected a column for each"
+        )
+    known = check_labels(labels[kept], len(kept), f"labels of {test}")
+    numbers = encode(known, classes)[1]
+    check_probabilities(network[kept], f"--probs {probs}")
     surrogate = KernelSurrogate(
         kind,
         alpha=alpha,
@@ -99,12 +111,6 @@ def command(
         legacy=legacy,
         seed=seed,
     ).fit(fitted_to)
-    if network.shape[1] != len(surrogate.classes_):
-        raise ConfigError(
-            f"--probs {probs} has {network.shape[1]} columns and {train} has rows of "
-            f"{len(surrogate.classes_)} classes; expected a column for each"
-        )
-    numbers = encode(check_labels(labels[kept], len(kept)), surrogate.classes_)[1]
     ours = surrogate.predict_proba(asked if len(kept) == len(asked) else asked[kept])
     report = evaluate(ours, network[kept], numbers, of=column, bootstrap=bootstrap, seed=seed)
     if as_json:

@@ -12,24 +12,29 @@ import numpy as np
 
 from pntk.errors import ConfigError
 from pntk.extras import require
+from pntk.figures import COLOURS, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# told apart without colour vision, too
-COLOURS = ("#1f5a93", "#d1661b", "#2e8540", "#9b3f7f", "#7a6a00", "#5b5b5b")
 GUESS = 0.5
+FEW = 8  # indices, each of which has a tick
 
 
 def plot_bias_curve(
-    indices: Sequence[int], accuracies: Mapping[str, Any], *, guess: float = GUESS
+    indices: Sequence[int],
+    accuracies: Mapping[str, Any],
+    *,
+    guess: float = GUESS,
+    clean: float | None = None,
 ) -> Figure:
     """Draw accuracy against the index of a NAD, a line for each network.
 
     Args:
         indices: [r], of the NADs; drawn from the first on.
         accuracies: name of a line -> [r], of 1. NaN leaves a gap.
-        guess: accuracy of guessing, drawn as a dashed line.
+        guess: accuracy of guessing, drawn as a dotted line.
+        clean: accuracy without poison, drawn as a dashed line; None for none.
 
     Raises:
         ConfigError: no lines, or one of another length.
@@ -47,7 +52,7 @@ def plot_bias_curve(
             )
     order = np.argsort(places)
     with require("matplotlib.style").context("default"):
-        figure = _figure(5.6, 3.4)
+        figure = new_figure(5.6, 3.4)
         axes = figure.subplots()
         for number, (name, values) in enumerate(lines.items()):
             axes.plot(
@@ -60,23 +65,36 @@ def plot_bias_curve(
                 markersize=3.5,
                 label=name,
             )
-        axes.axhline(100 * guess, color="0.45", linewidth=1, linestyle=":")
-        axes.annotate(
-            "guessing",
-            (0.01, 100 * guess),
-            xycoords=("axes fraction", "data"),
-            va="bottom",
-            color="0.35",
-            fontsize="small",
+        levels = [(guess, "guessing", ":")]
+        if clean is not None:
+            levels.append((clean, "without poison", "--"))
+        for level, name, linestyle in levels:
+            axes.axhline(100 * level, color="0.45", linewidth=1, linestyle=linestyle)
+            axes.annotate(
+                name,
+                (0.01, 100 * level),
+                xycoords=("axes fraction", "data"),
+                va="bottom",
+                color="0.35",
+                fontsize="small",
+            )
+        lowest = 100 * np.nanmin(
+            [
+                *(level for level, _, _ in levels),
+                *(np.nanmin(v, initial=guess) for v in lines.values()),
+            ]
         )
-        lowest = 100 * np.nanmin([guess, *(np.nanmin(v, initial=guess) for v in lines.values())])
         axes.set(xlabel="NAD index", ylabel="test accuracy (%)", ylim=(lowest - 3, 102))
         if places.max() > 20:
             axes.set_xscale("symlog", linthresh=10)
-            ticks = [n for n in (0, 5, 10, 30, 100, 300, 1000, 3000) if n <= places.max()]
+            ticks = sorted({int(place) for place in places})
+            if len(ticks) > FEW:
+                ticks = [n for n in (0, 5, 10, 30, 100, 300, 1000, 3000) if n <= places.max()]
             axes.set_xticks(ticks, [str(n) for n in ticks])
             axes.minorticks_off()
-            axes.set_xlim(left=-1)
+            axes.set_xlim(-1, 1.1 * float(places.max()))
+        else:
+            axes.locator_params("x", integer=True)
         axes.grid(True, color="0.88", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -111,7 +129,7 @@ def plot_bias_map(
     for (u, v), value in zip(frequencies, values, strict=True):
         grid[rows.index(u), columns.index(v)] = 100 * value
     with require("matplotlib.style").context("default"):
-        figure = _figure(4.8, 4.0)
+        figure = new_figure(4.8, 4.0)
         axes = figure.subplots()
         colours = require("matplotlib").colormaps["viridis"].with_extremes(bad="0.8")
         image = axes.imshow(grid, cmap=colours, vmin=50, vmax=100)
@@ -123,12 +141,4 @@ def plot_bias_map(
         axes.set(xlabel="horizontal frequency v", ylabel="vertical frequency u")
         if title:
             axes.set_title(title, fontsize="medium")
-    return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure: Figure = require("matplotlib.figure").Figure(
-        figsize=(width, height), dpi=160, layout="constrained", facecolor="white"
-    )
-    require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     return figure

@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from pntk.errors import ConfigError
 from pntk.nads.data import DirectionalLinearDataset, check_number, unit_direction
-from pntk.nads.drawing import name_of
+from pntk.nads.drawing import name_of, usable_device
 from pntk.nads.measured import Measured, digest
 from pntk.nads.training import (
     Training,
     accuracy,
+    check_training,
     make_classifier,
     train_classifier,
 )
@@ -94,7 +95,8 @@ def directional_bias(
     check_number("sigma", sigma, zero=True)
     check_number("epsilon", epsilon)
     training = training or Training()
-    where = torch.device(device)
+    where = usable_device(device)
+    check_training(training, seed)
     about = {
         "model": name_of(model_cls),
         "model_params": repr(dict(model_params or {})),

@@ -82,6 +82,23 @@ def name_of(model_cls: Callable[..., Any]) -> str:
     return str(getattr(model_cls, "__name__", None) or name_of(getattr(model_cls, "func", type)))
 
 
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a device, once it is known to be there.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ConfigError(
+            f"device is {str(device)!r}, which cannot be used ({reason}); use 'cpu'"
+        ) from error
+    return found
+
+
 def is_repeatable(model: nn.Module) -> bool:
     """Whether no part of a model is in training mode, where it may mix samples or be random."""
     return not any(module.training for module in model.modules())

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pntk.errors import ConfigError, DataError
+from pntk.errors import ConfigError, DataError, PntkError
 from pntk.extras import require
 from pntk.files import write_whole
 from pntk.nads.nads import NADs
@@ -47,12 +47,29 @@ def save(nads: NADs, path: str | os.PathLike[str]) -> None:
     text = json.dumps(about, sort_keys=True, default=repr)
     tensors = {name: getattr(nads, name).detach().cpu().contiguous() for name in _ARRAYS}
     if file.suffix in (".h5", ".hdf5"):
+        if any(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):
+            raise ConfigError(
+                f"{file}: HDF5 has no bfloat16; use .safetensors, or nads.to(torch.float32)"
+            )
         write_whole(file, _to_hdf5(tensors, text, nads.shape))
     elif file.suffix == ".safetensors":
         module = require("safetensors.torch", f"{file.name}", "search")
+        _check_ours(file)
         write_whole(file, module.save(tensors, {"format": FORMAT, "header": text}))
     else:
         raise ConfigError(f"{file}: suffix {file.suffix!r}; expected .h5, .hdf5 or .safetensors")
+
+
+def _check_ours(file: Path) -> None:
+    """Refuse a file that is there and holds no directions."""
+    if file.is_file():
+        try:
+            load(file)
+        except PntkError as error:
+            raise ConfigError(
+                f"{file} is there and holds no directions ({error}); choose another path, or "
+                "delete it"
+            ) from error
 
 
 def load(path: str | os.PathLike[str]) -> NADs:
@@ -92,8 +109,13 @@ def from_arrays(
         side = math.isqrt(numbers)
         square = vectors.ndim == 2 and side * side == numbers
         shape = (1, side, side) if square else vectors.shape[1:]
-    if math.prod(shape) != numbers:
-        raise DataError(f"directions have {numbers} numbers each; expected {tuple(shape)} of them")
+    sizes = shape if isinstance(shape, (tuple, list)) else ()
+    whole_sizes = sizes and all(isinstance(size, int) and size > 0 for size in sizes)
+    if not whole_sizes or math.prod(sizes) != numbers:
+        raise DataError(
+            f"directions have {numbers} numbers each and shape is {shape!r}; expected one of as "
+            "many, such as (1, 32, 32)"
+        )
     whole = torch.from_numpy(np.array(vectors)).reshape(-1, *shape)
     return NADs(whole, torch.from_numpy(np.array(values)), **about)
 
@@ -106,7 +128,12 @@ def _array(what: str, given: Any) -> np.ndarray:
                 given = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{given}: no .npy file of {what} ({error})") from error
-    array = np.asarray(given)
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} are no array ({error}); expected numbers [r, d] or [r]") from error
     if array.dtype.kind != "f":
         raise DataError(f"{what} are {array.dtype}; expected floating-point numbers")
     return array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
@@ -154,11 +181,11 @@ def _from_safetensors(file: Path) -> NADs:
         with module.safe_open(file, "pt") as opened:
             about = json.loads((opened.metadata() or {}).get("header", "{}"))
             arrays = [opened.get_tensor(name) for name in _ARRAYS]
-    except (module.SafetensorError, json.JSONDecodeError) as error:
+        return NADs(arrays[0], arrays[1], **about)
+    except (module.SafetensorError, json.JSONDecodeError, TypeError) as error:
         raise DataError(
             f"{file}: no safetensors file of {' and '.join(_ARRAYS)} ({error})"
         ) from error
-    return NADs(arrays[0], arrays[1], **about)
 
 
 def _from_pickle(file: Path) -> NADs:

@@ -20,7 +20,13 @@ from xxhash import xxh3_64_hexdigest
 from pntk._version import __version__
 from pntk.errors import ConfigError, NonFiniteError
 from pntk.host import available_memory
-from pntk.nads.drawing import builder, is_repeatable, name_of, own_random_state
+from pntk.nads.drawing import (
+    builder,
+    is_repeatable,
+    name_of,
+    own_random_state,
+    usable_device,
+)
 from pntk.nads.jacobian import STACKED_NUMBERS, FiniteDifference, autograd_gradients
 from pntk.nads.nads import NADs
 from pntk.nads.principal import principal_directions
@@ -95,7 +101,18 @@ class GradientCovariance:
             raise ConfigError(f"seed is {seed!r}; expected an integer of at least 0")
         if group_size is not None:
             _check_count("group_size", group_size, 1)
-        self.device = torch.device(device)
+        if model_params is not None and not isinstance(model_params, Mapping):
+            raise ConfigError(
+                f"model_params is {model_params!r}; expected a dict of keyword arguments, or None"
+            )
+        try:
+            json.dumps(dict(model_params or {}), default=repr)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"model_params is {model_params!r}, which cannot be written down ({error}); "
+                "expected keyword arguments with names in nested dicts, too"
+            ) from error
+        self.device = usable_device(device)
         self.eval_point = eval_point.detach().to(self.device)
         self.model_cls = model_cls
         self.model_params = dict(model_params or {})
@@ -130,7 +147,8 @@ class GradientCovariance:
         """Return the gradients [stop - start, *eval_point] of networks ``start`` to ``stop``.
 
         Raises:
-            ConfigError, OutputError: the networks cannot be drawn, or their output is no number.
+            ConfigError, ModelError, OutputError: the networks cannot be drawn, cannot take the
+                point, or their output is no number.
             NonFiniteError: a gradient holds NaN or infinity.
         """
         _check_count("start", start, 0)
@@ -160,8 +178,8 @@ class GradientCovariance:
                 1024 otherwise.
 
         Raises:
-            ConfigError, OutputError, NonFiniteError: see :meth:`gradients`; before the others if
-                already the first network shows it.
+            ConfigError, ModelError, OutputError, NonFiniteError: see :meth:`gradients`; before the
+                others if already the first network shows it.
             DataError: all gradients are zero, or equal.
             StoreError: the file has other gradients, is locked, or does not fit on the disk.
         """

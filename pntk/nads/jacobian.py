@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from pntk.errors import OutputError
+from pntk.forward import explained
 from pntk.nads.drawing import is_repeatable, scalars
-from pntk.nads.local import LocalImages, Memo, NotLocalError
+from pntk.nads.local import LocalImages, Memo
 
 log = logging.getLogger("pntk")
 
@@ -30,6 +31,7 @@ def autograd_gradients(models: Sequence[nn.Module], point: Tensor) -> Tensor:
     """Return the gradients [g, *point] of scalar networks, small ones together.
 
     Raises:
+        ModelError: a network that cannot take the point.
         OutputError: not one number, or one that no gradient leads to.
     """
     size = sum(p.numel() for p in models[0].parameters())
@@ -46,7 +48,9 @@ def autograd_gradients(models: Sequence[nn.Module], point: Tensor) -> Tensor:
 def _gradient(model: nn.Module, point: Tensor) -> Tensor:
     with torch.enable_grad():
         x = point[None].detach().clone().requires_grad_()
-        value = scalars(type(model).__name__, model(x), 1).sum()
+        with explained(model, x):
+            output = model(x)
+        value = scalars(type(model).__name__, output, 1).sum()
         return _differentiate(type(model).__name__, value, x)[0]
 
 
@@ -97,6 +101,7 @@ class FiniteDifference:
         """Return the differences, of the shape of the point.
 
         Raises:
+            ModelError: a network that cannot take the point.
             OutputError: not one number an input.
         """
         gradient, memo = torch.empty_like(self.point), Memo()
@@ -113,7 +118,7 @@ class FiniteDifference:
         name = type(model).__name__
         try:
             found = self._run(model, part, Memo())
-        except (NotLocalError, RuntimeError, TypeError) as error:
+        except Exception as error:  # the same images went through as whole ones
             log.info("%s runs on whole images: %s", name, error)
             return False
         apart = float((found - expected).abs().max() / expected.abs().max())
@@ -131,10 +136,12 @@ class FiniteDifference:
         if memo is None:
             images = self.point.repeat(2 * count, *[1] * self.point.dim())
             images[(slice(None), *part)] += steps
+            with explained(model, images):
+                outputs = model(images)
         else:
             spans = [(at.start, at.stop) for at in part[1:]]
-            images = LocalImages(self._base, numbers + steps, spans, memo)
-        values = scalars(type(model).__name__, model(images), 2 * count)
+            outputs = model(LocalImages(self._base, numbers + steps, spans, memo))
+        values = scalars(type(model).__name__, outputs, 2 * count)
         if isinstance(values, LocalImages):
             values = values.whole()
         return ((values[:count] - values[count:]) / (2 * self.scale)).reshape(numbers.shape)

@@ -43,9 +43,9 @@ def isotropy(singular_values: Any) -> Isotropy:
         DataError: not such numbers, or all of them zero.
 
     Source:
-        Roy, Vetterli (2007), The effective rank (entropy); Gao, Trautmann, Yu et al. (2017), A
-        theory of multineuronal dimensionality, https://doi.org/10.1101/214262 (participation
-        ratio).
+        Roy, Vetterli (2007), The effective rank, here that of the covariance, whose singular values
+        are s_i^2 / n; Gao, Trautmann, Yu et al. (2017), A theory of multineuronal dimensionality,
+        https://doi.org/10.1101/214262 (participation ratio).
 
     Example:
         >>> isotropy([1.0, 1.0, 1.0, 1.0]).participation_ratio

@@ -33,7 +33,7 @@ class NADs:
         info: whatever else is to be kept, as plain JSON values.
 
     Raises:
-        DataError: shapes that do not fit, or numbers that are not finite.
+        DataError: shapes that do not fit, numbers that are not finite, or a direction of zeros.
 
     Example:
         >>> nads = NADs(torch.eye(4).reshape(4, 1, 2, 2), torch.tensor([4.0, 3.0, 2.0, 1.0]))
@@ -51,6 +51,13 @@ class NADs:
         num_samples: int | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> None:
+        for what, given in (("directions", directions), ("singular values", singular_values)):
+            if not isinstance(given, Tensor) or not given.is_floating_point():
+                kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
+                raise DataError(
+                    f"{what} are {kind}; expected tensors of floating point "
+                    "(NADs.from_arrays takes arrays)"
+                )
         if directions.dim() < 2 or singular_values.shape != directions.shape[:1]:
             raise DataError(
                 f"directions have shape {tuple(directions.shape)} and singular values "
@@ -60,6 +67,12 @@ class NADs:
             raise DataError("there are no directions; expected at least one")
         if not bool(directions.isfinite().all() & singular_values.isfinite().all()):
             raise DataError("directions or singular values hold NaN or infinity")
+        zero = ~directions.flatten(1).any(1)
+        if bool(zero.any()):
+            raise DataError(
+                f"direction {int(zero.nonzero()[0])} of {len(directions)} is zero; expected "
+                "directions of unit norm: leave it and its singular value out"
+            )
         self.directions = directions
         self.singular_values = singular_values
         self.name = name

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from pntk.errors import ConfigError, DataError
 from pntk.extras import require
+from pntk.figures import BLUE, new_figure
 from pntk.nads.nads import NADs, as_nads
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VIEWS = ("pixel", "fourier")
-BLUE = "#1f5a93"
 TILE = 1.6  # inches
 
 
@@ -59,9 +59,7 @@ def draw_directions(
     height, width = images[0].shape[:2]
     aspect = min(3.0, max(1 / 3, height / width))
     with require("matplotlib.style", "a picture").context("default"):
-        figure = require("matplotlib.figure", "a picture").Figure(
-            figsize=(TILE * columns, (TILE * aspect + 0.25) * rows + 0.35), layout="constrained"
-        )
+        figure = new_figure(TILE * columns, (TILE * aspect + 0.25) * rows + 0.35)
         figure.suptitle(title if title is not None else _title(nads, view), fontsize=10)
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat:
@@ -114,9 +112,7 @@ def draw_spectrum(
     if not several:
         raise ConfigError("there are no NADs to draw; expected at least one")
     with require("matplotlib.style", "a picture").context("default"):
-        figure = require("matplotlib.figure", "a picture").Figure(
-            figsize=(5.6, 3.6), layout="constrained"
-        )
+        figure = new_figure(height=3.6)
         axes = figure.subplots()
         for number, each in enumerate(several):
             values = each.singular_values.detach().double().cpu().numpy()

@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 from pntk.errors import ConfigError, DataError
 from pntk.nads.data import check_number, unit_direction
-from pntk.nads.drawing import name_of
+from pntk.nads.drawing import name_of, usable_device
 from pntk.nads.measured import Measured, digest
 from pntk.nads.training import (
     Training,
     accuracy,
     as_classes,
+    check_training,
     make_classifier,
     train_classifier,
 )
@@ -201,7 +202,8 @@ def poison_experiment(
     for index in indices:
         _marks(classes, index, channels, len(vectors))
     training = training or POISON_TRAINING
-    where = torch.device(device)
+    where = usable_device(device)
+    check_training(training, seed)
     about = {
         "model": name_of(model_cls),
         "model_params": repr(dict(model_params or {})),

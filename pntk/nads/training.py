@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pntk.errors import ConfigError, DataError, ModelError
+from pntk.forward import explained
 from pntk.nads.data import check_number
 from pntk.nads.drawing import name_of
 
@@ -101,7 +102,7 @@ def make_classifier(
     try:
         with torch.no_grad():
             found = model(example.to(device))
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:
         raise ModelError(
             f"{name}(**{params}) cannot take inputs of shape {tuple(example.shape[1:])}: {error}"
         ) from error
@@ -113,6 +114,20 @@ def make_classifier(
             f"{classes}}}"
         )
     return model
+
+
+def check_training(training: Any, seed: Any) -> None:
+    """Refuse settings and seeds of another kind.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if not isinstance(training, Training):
+        raise ConfigError(
+            f"training is a {type(training).__name__}; expected Training(...), or None"
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ConfigError(f"seed is {seed!r}; expected an integer")
 
 
 def train_classifier(
@@ -143,7 +158,9 @@ def train_classifier(
             for batch in torch.randperm(len(x)).to(x.device).split(training.batch_size):
                 done += 1
                 optimizer.param_groups[0]["lr"] = training.lr * (1 - done / steps)
-                loss = F.cross_entropy(model(x[batch]), y[batch])
+                with explained(model, x[batch]):
+                    outputs = model(x[batch])
+                loss = F.cross_entropy(outputs, y[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 if training.clip is not None:

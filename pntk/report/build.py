@@ -13,7 +13,7 @@ import torch
 from pntk.errors import ConfigError, DataError
 from pntk.ntk.projected import ntk
 from pntk.report.content import Report, Surrogate
-from pntk.report.facts import accuracy, caveats, likeness, mistakes, notes, run_facts
+from pntk.report.facts import accuracy, caveats, likeness, mistakes, notes, run_facts, warning
 from pntk.report.gallery import Source, draw, gallery, mislabelled
 from pntk.report.influence import Influence
 from pntk.report.neighbours import agreement, balanced, labels_of, usable_rows
@@ -73,6 +73,11 @@ def build_report(
     rng = np.random.default_rng(seed)
     shown = draw(asked, num_queries, rng) if shown is None else shown
     scored = balanced(labels_of(asked.store), usable_rows(asked.store), SCORED_QUERIES, rng)
+    leaking = warning(train.store)
+    measured = []
+    if not leaking:
+        measured += agreement(train.store, asked.store, scored, same=queries is None)
+        measured += likeness(surrogates)
     kernel_store = train.store if kernel_of is None else kernel_of
     block = balanced(labels_of(kernel_store), usable_rows(kernel_store), KERNEL_ROWS, rng)
     kernel = ntk(kernel_store[block])
@@ -82,12 +87,10 @@ def build_report(
     return Report(
         title=title,
         run=run_facts(train.store, None if queries is None else queries.store),
-        headline=[
-            *accuracy(asked),
-            *agreement(train.store, asked.store, scored, same=queries is None),
-            *likeness(surrogates),
-        ],
+        headline=[*accuracy(asked), *measured],
+        warning=leaking,
         queries=gallery(train, asked, shown, k, influence),
+        asked=len(asked.store),
         influence="" if influence is None else influence.describe(),
         mislabelled=mislabelled(train, suspects, SUSPECTS),
         suspicion=suspects.how,
@@ -98,7 +101,9 @@ def build_report(
         coverage=list(train.store.header.info.get("coverage", [])),
         notes=[
             *mistakes(asked, shown),
-            *notes(kernel_store, len(block), len(scored), len(asked.store)),
+            *notes(
+                kernel_store, len(block), len(asked.store if leaking else scored), len(asked.store)
+            ),
             *caveats(train.store),
         ],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pntk.errors import ConfigError
 from pntk.extras import require
-from pntk.report import plots
+from pntk.figures import new_figure, png
 from pntk.report.spectrum_plots import _finish, _style
 from pntk.surrogate.comparison import Comparison, Line
 
@@ -15,6 +15,8 @@ MEASURES = {
     "tad": "TAD",
     "r_miss": "R_Miss",
 }
+
+COLUMNS = 4  # of the legend
 
 
 def comparison_plot(comparison: Comparison, measure: str = "kendall_tau") -> bytes:
@@ -32,7 +34,7 @@ def comparison_plot(comparison: Comparison, measure: str = "kendall_tau") -> byt
         raise ConfigError("the comparison has no lines to draw")
     kernels = list(dict.fromkeys(line.kernel for line in comparison.lines))
     with require("matplotlib.style").context("default"):
-        figure = plots._figure()
+        figure = new_figure()
         axes = figure.subplots()
         widths = sorted({line.proj_dim for line in comparison.lines if line.proj_dim is not None})
         for number, kernel in enumerate(kernels):
@@ -59,9 +61,12 @@ def comparison_plot(comparison: Comparison, measure: str = "kendall_tau") -> byt
         else:
             axes.set_xticks([])
         axes.set_ylabel(MEASURES[measure])
-        axes.legend(fontsize="small", frameon=False)
+        figure.legend(
+            loc="outside lower center", ncols=min(COLUMNS, len(kernels)), fontsize="small",
+            frameon=False,
+        )  # fmt: skip
         _finish(axes)
-        return plots._png(figure)
+        return png(figure)
 
 
 def _value(line: Line, measure: str) -> float:

@@ -124,7 +124,9 @@ class Report:
         title: Title of the page.
         run: What was run, as ordered facts: name -> value.
         headline: A few large numbers, each (what it says, the number).
+        warning: Why results and surrogates are to be read with care, shown beside both.
         queries: Gallery of samples with their neighbours, which the page shows in this order.
+        asked: How many queries there are, of which the gallery shows some; None if unknown.
         influence: How the influential samples of the queries were scored.
         mislabelled: Training samples whose labels may be wrong, the likeliest first.
         suspicion: How they were found.
@@ -143,7 +145,9 @@ class Report:
     title: str
     run: dict[str, str] = field(default_factory=dict)
     headline: list[tuple[str, str]] = field(default_factory=list)
+    warning: str = ""
     queries: list[Query] = field(default_factory=list)
+    asked: int | None = None
     influence: str = ""
     mislabelled: list[Suspect] = field(default_factory=list)
     suspicion: str = ""

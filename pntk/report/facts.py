@@ -72,15 +72,27 @@ def mistakes(asked: Source, shown: Sequence[int]) -> list[str]:
     return [text]
 
 
-def caveats(train: FeatureStore) -> list[str]:
-    """Return what rows that depend on labels cannot say."""
+def warning(train: FeatureStore) -> str:
+    """Return what is to be known of numbers that rows which take a label give; else nothing."""
     output = train.header.output.get("name")
     if output in BLIND or not (labels_of(train) >= 0).any():
+        return ""
+    return (
+        f"Rows of output {output} may depend on the label of their sample, a query's too: "
+        "neighbours and surrogates may have the class of a query from there, so that their "
+        "agreement with it says nothing about the network."
+    )
+
+
+def caveats(train: FeatureStore) -> list[str]:
+    """Return what was left out for rows that depend on labels."""
+    if not warning(train):
         return []
     return [
-        f"Rows of output {output} may depend on the labels that were given, right or wrong. So "
-        "wrong labels were not looked for, and neighbours and surrogates that have the class of a "
-        f"query may have it from its label. Rows of {' and '.join(BLIND)} do not depend on labels."
+        f"Rows of output {train.header.output.get('name')} may depend on the labels that were "
+        "given, right or wrong. So wrong labels were not looked for, and how often neighbours have "
+        f"the class of a query was not counted. Rows of {' and '.join(BLIND)} do not depend on "
+        "labels."
     ]
 
 
@@ -96,8 +108,8 @@ def notes(store: FeatureStore, block: int, scored: int, asked: int) -> list[str]
     found = []
     if store.header.projection.get("family") != "identity":
         found.append(
-            "Every entry of the kernel is an unbiased estimate from k numbers a sample; its error "
-            "falls as 1/√k."
+            "Every product of two rows is an unbiased estimate from k numbers a sample, whose "
+            "error falls as 1/√k; cosines, as shown, are estimates with an error of the same order."
         )
     if block < len(store):
         found.append(

@@ -39,7 +39,9 @@ class Source:
         if self.predictions is None:
             return np.empty(0, dtype=np.int64)
         labels = labels_of(self.store)
-        return np.flatnonzero((labels >= 0) & (labels != self.predictions)).astype(np.int64)
+        return np.flatnonzero((labels >= 0) & (labels != np.asarray(self.predictions))).astype(
+            np.int64
+        )
 
 
 def draw(source: Source, size: int, rng: np.random.Generator) -> list[int]:
@@ -126,4 +128,4 @@ def _neighbour(store: FeatureStore, index: int, score: float, sample: Sample) ->
 
 
 def _name(label: int) -> str | None:
-    return None if label < 0 else str(label)
+    return None if label < 0 else str(int(label))

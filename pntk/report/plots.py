@@ -13,15 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pntk.extras import require
+from pntk.figures import BLUE, new_figure, png
 from pntk.report.summary import FloatArray, cumulative_share, significant_spectrum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-DPI = 160
-WIDTH, HEIGHT = 5.6, 4.9  # inches; narrow, so that the labels stay readable on a phone
-BLUE = "#1f5a93"
 TICK_LABELS = 30  # as many class names fit along an axis
 NAME_LENGTH = 14
 THUMBNAIL_SIDE = 192
@@ -47,7 +44,7 @@ def kernel_plot(
     off_diagonal = cosine[~np.eye(samples, dtype=bool)] if samples > 1 else cosine
     low, high = np.quantile(off_diagonal, [0.01, 0.99])
     with require("matplotlib.style").context("default"):
-        figure = _figure()
+        figure = new_figure()
         axes = figure.subplots()
         image = axes.imshow(cosine, cmap="viridis", vmin=low, vmax=high)
         bar = figure.colorbar(image, ax=axes, extend="both", shrink=0.85, pad=0.03)
@@ -57,7 +54,7 @@ def kernel_plot(
             axes.set_ylabel("sample")
         else:
             _mark_classes(axes, labels, class_names)
-        return _png(figure)
+        return png(figure)
 
 
 def spectrum_plot(spectrum: NDArray[Any]) -> bytes:
@@ -70,7 +67,7 @@ def spectrum_plot(spectrum: NDArray[Any]) -> bytes:
     ranks = np.arange(1, len(kept) + 1)
     style = {"color": BLUE, "marker": "o", "markersize": 3, "linewidth": 1.2}
     with require("matplotlib.style").context("default"):
-        figure = _figure()
+        figure = new_figure()
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         top.loglog(ranks, kept, **style)
         top.set_ylabel("eigenvalue")
@@ -91,7 +88,7 @@ def spectrum_plot(spectrum: NDArray[Any]) -> bytes:
             axes.grid(True, which="major", color="0.88", linewidth=0.8)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
-        return _png(figure)
+        return png(figure)
 
 
 def thumbnail(image: NDArray[Any]) -> bytes:
@@ -114,21 +111,6 @@ def thumbnail(image: NDArray[Any]) -> bytes:
 def data_uri(png: bytes) -> str:
     """Write a PNG as the source of an ``img`` element."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _figure() -> Figure:
-    """A figure on the Agg canvas that pyplot knows nothing of."""
-    figure: Figure = require("matplotlib.figure").Figure(
-        figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained", facecolor="white"
-    )
-    require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def _mark_classes(axes: Axes, labels: NDArray[Any], class_names: list[str] | None) -> None:

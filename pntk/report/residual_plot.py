@@ -12,9 +12,9 @@ import torch
 
 from pntk.errors import ConfigError
 from pntk.extras import require
+from pntk.figures import COLOURS, new_figure, png
 from pntk.ntk.residuals import LAWS, ResidualStudy, cdf
-from pntk.report import plots
-from pntk.report.spectrum_plots import COLOURS, _finish
+from pntk.report.spectrum_plots import _finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,14 +40,14 @@ def residual_plot(study: ResidualStudy) -> bytes:
     if not study.levels:
         raise ConfigError("the study has 0 widths to draw; expected at least one")
     with require("matplotlib.style").context("default"):
-        figure = plots._figure()
+        figure = new_figure()
         top, bottom = figure.subplots(2, 1, height_ratios=[1, 1])
         _against_width(top, study)
         _distributions(bottom, study)
         for axes in (top, bottom):
             axes.legend(fontsize="x-small", frameon=False)
         _finish(top, bottom)
-        return plots._png(figure)
+        return png(figure)
 
 
 def _against_width(axes: Axes, study: ResidualStudy) -> None:

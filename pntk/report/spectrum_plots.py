@@ -13,14 +13,12 @@ import numpy as np
 
 from pntk.errors import ConfigError
 from pntk.extras import require
+from pntk.figures import COLOURS, new_figure, png
 from pntk.ntk.spectral_numbers import Spectrum
-from pntk.report import plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Distinguishable also without colour vision; after these, lines are dashed.
-COLOURS = (plots.BLUE, "#d1661b", "#2e8540", "#9b3f7f", "#7a6a00", "#5b5b5b")
 LONGEST_LABEL = 40
 PANELS = {  # what one panel shows of a measurement: name in the history -> label
     "alignment": {
@@ -47,7 +45,7 @@ def spectra_plot(spectra: Mapping[str, Spectrum]) -> bytes:
     if not spectra:
         raise ConfigError("there are 0 spectra to draw; expected at least one")
     with require("matplotlib.style").context("default"):
-        figure = plots._figure()
+        figure = new_figure()
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         for number, (label, spectrum) in enumerate(spectra.items()):
             values = spectrum.values.numpy()
@@ -68,7 +66,7 @@ def spectra_plot(spectra: Mapping[str, Spectrum]) -> bytes:
         if len(spectra) > 1:
             top.legend(fontsize="small", frameon=False)
         _finish(top, bottom)
-        return plots._png(figure)
+        return png(figure)
 
 
 def training_plot(history: Sequence[Mapping[str, float]]) -> bytes:
@@ -94,7 +92,7 @@ def training_plot(history: Sequence[Mapping[str, float]]) -> bytes:
         )
     steps = [entry["step"] for entry in history]
     with require("matplotlib.style").context("default"):
-        figure = plots._figure()
+        figure = new_figure()
         panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (panel, lines) in zip(panels, shown.items(), strict=True):
             for number, (name, label) in enumerate(lines.items()):
@@ -107,7 +105,7 @@ def training_plot(history: Sequence[Mapping[str, float]]) -> bytes:
                 axes.legend(fontsize="small", frameon=False)
         panels[-1].set_xlabel("step")
         _finish(*panels)
-        return plots._png(figure)
+        return png(figure)
 
 
 def _measured(history: Sequence[Mapping[str, float]], name: str) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pntk.extras import require
-from pntk.report import plots
+from pntk.figures import BLUE, new_figure, png
 from pntk.report.content import Surrogate
 from pntk.report.summary import count
 
@@ -33,13 +33,13 @@ def scatter_plot(surrogate: Surrogate) -> bytes:
     margin = MARGIN * float(np.ptp(both))
     low, high = float(both.min()) - margin, float(both.max()) + margin
     with require("matplotlib.style").context("default"):
-        figure = plots._figure()
+        figure = new_figure()
         axes = figure.subplots()
         axes.plot(
             [low, high], [low, high], color="0.45", linewidth=1, linestyle="--", label="equal"
         )
         for chosen, colour, marker, label in (
-            (right, plots.BLUE, "o", "network right"),
+            (right, BLUE, "o", "network right"),
             (~right, WRONG, "X", "network wrong"),
         ):
             axes.scatter(
@@ -50,12 +50,15 @@ def scatter_plot(surrogate: Surrogate) -> bytes:
         axes.set_xticks(places, names)
         axes.set_yticks(places, names)
         axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-        axes.set(xlabel="surrogate: probability of the own class", ylabel="network: the same")
+        axes.set(
+            xlabel="surrogate: probability of the own class",
+            ylabel="network: probability of the own class",
+        )
         axes.grid(True, color="0.88", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize="small", frameon=False, loc="lower right")
-        return plots._png(figure)
+        return png(figure)
 
 
 def scatter_caption(surrogate: Surrogate) -> str:

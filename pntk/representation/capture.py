@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pntk.batch import batch_size, plain, split, tensors, to_device
 from pntk.errors import ConfigError, ModelError
+from pntk.forward import explained
 
 _GLOB = "*?["
 _NEAR = 3  # names to propose
@@ -35,8 +36,8 @@ class LayerOutputs:
 
     Raises:
         ConfigError: no such layers.
-        ModelError: in train mode; layers that are not called, called more than once, or that put
-            out no tensor with a row a sample.
+        ModelError: in train mode; it cannot take the batch; layers that are not called, called more
+            than once, or that put out no tensor with a row a sample.
     """
 
     def __init__(
@@ -102,7 +103,8 @@ class LayerOutputs:
             found[name] = value.clone()  # layers may go on in place
 
         args, kwargs, _ = split(to_device(plain(batch), self._device))
-        with hooked(self._model, {name: partial(keep, name) for name in self.names}):
+        hooks = {name: partial(keep, name) for name in self.names}
+        with hooked(self._model, hooks), explained(self._model, (args, kwargs), self._which):
             self._model(*args, **kwargs)
         return found
 

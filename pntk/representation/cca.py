@@ -197,13 +197,7 @@ def _checked(x: Any, y: Any, ridge: float) -> tuple[Tensor, Tensor]:
     if ridge:
         return first, second
     n, d, e = len(first), first.shape[1], second.shape[1]
-    for name, neurons in (("x", d), ("y", e)):
-        if n <= neurons:
-            raise DataError(
-                f"{name} has {n:,} samples of {neurons:,} neurons; CCA needs at least "
-                f"{max(d, e) + 1:,} samples here, and about {10 * max(d, e):,} to mean something: "
-                f"give more samples, or {REMEDIES}"
-            )
+    check_samples(n, d, e)
     if n <= d + e:
         warnings.warn(
             f"x and y have {d:,} and {e:,} neurons and {n:,} samples, so at least {d + e + 1 - n:,}"
@@ -213,6 +207,21 @@ def _checked(x: Any, y: Any, ridge: float) -> tuple[Tensor, Tensor]:
             stacklevel=2,
         )
     return first, second
+
+
+def check_samples(n: int, d: int, e: int) -> None:
+    """Refuse fewer samples than CCA without ridge needs.
+
+    Raises:
+        DataError: says how many it needs.
+    """
+    for name, neurons in (("x", d), ("y", e)):
+        if n <= neurons:
+            raise DataError(
+                f"{name} has {n:,} samples of {neurons:,} neurons; CCA needs at least "
+                f"{max(d, e) + 1:,} samples here, and about {10 * max(d, e):,} to mean something: "
+                f"give more samples, or {REMEDIES}"
+            )
 
 
 def _correlate(x: Any, y: Any, basis: _Basis, ridge: float) -> CCA:

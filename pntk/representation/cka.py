@@ -90,9 +90,21 @@ def unbiased_hsic(k: Tensor, m: Tensor) -> float:
     and M' being the kernels with zeros on the diagonal. It is the inner product of both after
     :func:`unbiased_centred`, over n (n - 3).
 
+    Args:
+        k: [n, n], symmetric.
+        m: [n, n], likewise.
+
+    Raises:
+        DataError: fewer than 4 samples, or kernels of two sizes.
+
     Source: Song et al. (2012), theorem 2.
     """
     n = len(k)
+    if k.shape != m.shape or n < LEAST_UNBIASED:
+        raise DataError(
+            f"kernels have shapes {tuple(k.shape)} and {tuple(m.shape)}; expected both [n, n] of "
+            f"at least {LEAST_UNBIASED} samples"
+        )
     return float((unbiased_centred(k) * unbiased_centred(m)).sum()) / (n * (n - 3))
 
 

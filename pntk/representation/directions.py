@@ -61,11 +61,17 @@ def random_direction(
         raise ConfigError(f"seed is {seed!r}; expected an integer of at least 0")
     if isinstance(params, nn.Module):
         params = dict(unwrap(params).named_parameters())
+    if not isinstance(params, Mapping):
+        raise ConfigError(
+            f"params is a {type(params).__name__}; expected a model, or a dict name -> tensor"
+        )
     generator = torch.Generator().manual_seed(seed)
     direction = {}
     for name, weight in params.items():
         if not weight.is_floating_point():
             continue
+        if not bool(weight.isfinite().all()):
+            raise ConfigError(f"{name} holds NaN or infinity; expected finite weights")
         drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
         if ignore_1d and weight.dim() < 2:
             drawn.zero_()
@@ -197,6 +203,8 @@ def check_direction(
 
 
 def _check_part(part: Tensor, weight: Tensor, label: str) -> None:
+    if not isinstance(part, Tensor):
+        raise ConfigError(f"{label} is a {type(part).__name__}; expected a tensor")
     if part.shape != weight.shape:
         raise ConfigError(
             f"{label} has shape {tuple(part.shape)}; expected {tuple(weight.shape)}, that of the "

@@ -6,6 +6,8 @@ r rows and d neurons of each.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,8 +53,7 @@ def matrices(
         ConfigError: unknown neurons or pooling, no such axis.
         DataError: maps that cannot be down-sampled.
     """
-    if neurons not in NEURONS:
-        raise ConfigError(f"neurons is {neurons!r}; expected one of {', '.join(NEURONS)}")
+    check_neurons(neurons)
     if x.dim() == 2:
         return x[None]
     axis = channel_axis
@@ -94,11 +95,7 @@ def downsample(
     tensor([[[[ 2.5000,  4.5000],
               [10.5000, 12.5000]]]])
     """
-    if pooling not in POOLINGS:
-        raise ConfigError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")
-    target = (size, size) if isinstance(size, int) else tuple(size)
-    if len(target) != 2 or not all(type(side) is int and side >= 1 for side in target):
-        raise ConfigError(f"size is {size!r}; expected a number of pixels, or (height, width)")
+    target = target_size(size, pooling)
     if x.dim() != 4:
         raise DataError(
             f"{name} has shape {tuple(x.shape)} and cannot be down-sampled to {target[0]} x "
@@ -118,6 +115,27 @@ def downsample(
     if pooling == "dft":
         return _low_frequencies(x, *target)
     return F.interpolate(x, size=target, mode=pooling)
+
+
+def check_neurons(neurons: Any) -> None:
+    """Refuse what is none of ``NEURONS``."""
+    if neurons not in NEURONS:
+        raise ConfigError(f"neurons is {neurons!r}; expected one of {', '.join(NEURONS)}")
+
+
+def target_size(size: Any, pooling: Any) -> tuple[int, int]:
+    """Return height and width to which maps are down-sampled.
+
+    Raises:
+        ConfigError: unknown pooling, or a size that is no number of pixels.
+    """
+    if pooling not in POOLINGS:
+        raise ConfigError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")
+    pair = isinstance(size, (tuple, list)) and len(size) == 2
+    sides = tuple(size) if pair else (size, size)
+    if not all(type(side) is int and side >= 1 for side in sides):
+        raise ConfigError(f"size is {size!r}; expected a number of pixels, or (height, width)")
+    return sides[0], sides[1]
 
 
 def _low_frequencies(x: Tensor, height: int, width: int) -> Tensor:
@@ -148,11 +166,21 @@ def thinned(
         DataError: there are fewer rows than ``samples_per_neuron`` asks for.
     """
     rows = x.shape[1]
+    kept = rows_kept(rows, max(x.shape[2], y.shape[2]), samples_per_neuron, max_samples)
+    if kept == rows:
+        return x, y
+    index = torch.arange(kept, device=x.device) * rows // kept
+    return x[:, index], y[:, index.to(y.device)]
+
+
+def rows_kept(
+    rows: int, widest: int, samples_per_neuron: float | None, max_samples: int | None
+) -> int:
+    """Return how many rows :func:`thinned` keeps, of sides of up to ``widest`` neurons."""
     kept = rows
     if samples_per_neuron is not None:
         if not samples_per_neuron > 0:
             raise ConfigError(f"samples_per_neuron is {samples_per_neuron}; expected more than 0")
-        widest = max(x.shape[2], y.shape[2])
         kept = max(1, round(samples_per_neuron * widest))
         if kept > rows:
             raise DataError(
@@ -164,7 +192,4 @@ def thinned(
         if max_samples < 2:
             raise ConfigError(f"max_samples is {max_samples}; expected at least 2")
         kept = min(kept, max_samples)
-    if kept == rows:
-        return x, y
-    index = torch.arange(kept, device=x.device) * rows // kept
-    return x[:, index], y[:, index.to(y.device)]
+    return kept

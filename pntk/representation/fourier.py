@@ -30,10 +30,10 @@ from pntk.representation.inference import (
     loss_of,
     samples_at_once,
 )
+from pntk.representation.options import is_number
 from pntk.representation.workers import Workers, copies, worker_count
 
 SIGNS = ("fixed", "random")
-KEPT_BYTES = 2**30
 
 
 @torch.no_grad()
@@ -100,16 +100,17 @@ def fourier_map(
     """
     if sign not in SIGNS:
         raise ConfigError(f"sign is {sign!r}; expected 'fixed' or 'random'")
-    if not (np.isfinite(norm) and norm >= 0):
+    if not (is_number(norm) and norm >= 0):
         raise ConfigError(f"norm is {norm!r}; expected a finite number of at least 0")
-    if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
+    pair = isinstance(clamp, (tuple, list)) and len(clamp) == 2 and all(map(is_number, clamp))
+    if clamp is not None and not (pair and clamp[0] < clamp[1]):
         raise ConfigError(f"clamp is {clamp!r}; expected (low, high), low below high, or None")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ConfigError(f"seed is {seed!r}; expected an integer of at least 0")
     measure = _measure(criterion)
     model = unwrap(model)
     device = model_device(model) if any(True for _ in model.parameters()) else torch.device("cpu")
-    first = Samples(data, None, device, 0).first()
+    first = Samples(data, None, device).first()
     images = _images(first)
     shape = (images.shape[-2], images.shape[-1])
     pixels = _Pixels(mean, std, clamp, images)
@@ -124,7 +125,7 @@ def fourier_map(
             at_once = samples_at_once(each)
             if batch_size is None and not hasattr(data, "dataset"):
                 batch_size = at_once
-            samples = Samples(data, batch_size, device, KEPT_BYTES)
+            samples = Samples(data, batch_size, device)
             signs = _Signs(sign, per_channel, seed, len(waves))
             found, clean = _evaluate(
                 model, samples, waves, pixels, signs, measure, at_once, workers, progress
@@ -179,7 +180,8 @@ def _evaluate(
                 added = part[:, None, None] * signs.draw(start, len(part), plain)
                 images = pixels.back(plain + added).flatten(0, 1)
                 outputs = _run(models[worker], images, batch, len(part))
-                bar.update(batch.size * len(part))
+                with bar.get_lock():  # workers share it
+                    bar.update(batch.size * len(part))
                 return [float(measure(one, batch.targets)) for one in outputs.split(batch.size)]
 
             found = workers.map(at, range(0, len(waves), step))
@@ -270,6 +272,11 @@ def _waves(
     if basis is not None:
         if size is not None or phase:
             raise ConfigError("basis beside size or phase; the basis says what is added")
+        if not isinstance(basis, Tensor) or not basis.numel():
+            raise ConfigError(
+                f"basis is {getattr(basis, 'shape', None)} ({type(basis).__name__}); expected a "
+                f"tensor [..., {shape[0]}, {shape[1]}] of at least one wave"
+            )
         if basis.dim() < 3 or tuple(basis.shape[-2:]) != shape or not bool(basis.isfinite().all()):
             raise ConfigError(
                 f"basis has shape {tuple(basis.shape)}, or NaN or infinity; expected finite "
@@ -277,7 +284,9 @@ def _waves(
             )
         count = basis[..., 0, 0].numel()
         return basis.flatten(0, -3), np.arange(count), tuple(basis.shape[:-2]), None
-    sides = shape if size is None else (size, size) if isinstance(size, int) else tuple(size)
+    sides = (
+        shape if size is None else (size, size) if isinstance(size, (int, float)) else tuple(size)
+    )
     whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
     fits = len(sides) == 2 and whole and all(1 <= a <= b for a, b in zip(sides, shape, strict=True))
     if not fits:
@@ -315,7 +324,11 @@ def _images(batch: Batch) -> Tensor:
 
 
 def _channels(name: str, given: Any, images: Tensor) -> Tensor:
-    values = torch.as_tensor(given, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
+    try:
+        values = torch.as_tensor(given, dtype=images.dtype, device=images.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{name} is {given!r}; expected one number, or one a channel") from error
+    values = values.reshape(-1, 1, 1)
     if len(values) not in (1, images.shape[1]) or not bool(values.isfinite().all()):
         raise ConfigError(
             f"{name} is {given!r}; expected one finite number, or one for each of "

@@ -86,8 +86,14 @@ def check_map_path(path: Path) -> None:
     """Refuse a path that a map cannot be written to.
 
     Raises:
-        ConfigError: another suffix, or see :func:`pntk.files.check_replaceable`.
+        ConfigError: another suffix, a file of something else, or see
+            :func:`pntk.files.check_replaceable`.
     """
     if path.suffix != ".npz":
         raise ConfigError(f"{path} ends in {path.suffix!r}; a Fourier map is kept in an .npz file")
     check_replaceable(path)
+    if path.exists():
+        try:
+            FourierMap.load(path)
+        except StoreError as error:
+            raise ConfigError(f"{error}; choose another path, or delete it") from None

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pntk.errors import ConfigError
 from pntk.extras import require
+from pntk.figures import new_figure, png
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from pntk.representation.fourier_file import FourierMap
-
-DPI = 160
 
 
 def heat_map(found: FourierMap) -> bytes:
@@ -38,10 +34,7 @@ def heat_map(found: FourierMap) -> bytes:
     error = found.about.get("criterion") == "error"
     low, high = (0.0, 1.0) if error else (values[finite].min(), values[finite].max())
     with require("matplotlib.style", "the plot").context("default"):
-        figure: Figure = require("matplotlib.figure").Figure(
-            figsize=(5.4, 4.5), dpi=DPI, layout="constrained", facecolor="white"
-        )
-        require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+        figure = new_figure(5.4, 4.5)
         axes = figure.subplots()
         extent = None
         if found.frequencies is not None:
@@ -54,6 +47,4 @@ def heat_map(found: FourierMap) -> bytes:
         image = axes.imshow(shown, cmap="magma", vmin=low, vmax=high, extent=extent)
         label = "error" if error else str(found.about.get("criterion", "value"))
         figure.colorbar(image, ax=axes, label=f"{label} (clean {found.clean:.3g})")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+        return png(figure)

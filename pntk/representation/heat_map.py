@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pntk.extras import require
+from pntk.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +35,7 @@ def heat_map(found: LayerSimilarity, name_a: str, name_b: str) -> Figure:
     low = min(0.0, float(values.min()))
     with require("matplotlib.style", "the heat map").context("default"):
         size = (2.6 + 0.42 * min(columns, 24), 2.0 + 0.38 * min(rows, 24))
-        figure: Figure = require("matplotlib.figure").Figure(figsize=size, layout="constrained")
+        figure = new_figure(*size)
         axes = figure.subplots()
         image = axes.imshow(values, origin="lower", cmap="magma", vmin=low, vmax=1, aspect="auto")
         axes.set_xticks(*_ticks(found.layers_b), rotation=60, ha="right", rotation_mode="anchor")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pntk.errors import DataError, ModelError
+from pntk.errors import ConfigError, DataError, ModelError
 from pntk.representation.capture import find_layers, first_tensor
 from pntk.representation.similarity import Measure, find_measure, similarity, split_options
 
@@ -26,7 +26,7 @@ class SimilarityHook:
         options: likewise: ``neurons``, ``size`` and others, and those of the measure.
 
     Raises:
-        ConfigError: no such layer (names those near it), measure or option.
+        ConfigError: no such layer (names those near it), or several; no such measure or option.
 
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -41,7 +41,12 @@ class SimilarityHook:
         self, model: nn.Module, name: str, measure: Measure = "cka", **options: Any
     ) -> None:
         find_measure(measure, split_options(options)[1])
-        (self.name,) = find_layers(model, [name])
+        self.name, *others = find_layers(model, [name])
+        if others:
+            raise ConfigError(
+                f"name is {name!r}, which {len(others) + 1} layers match; expected one: use "
+                "SimilarityHook.create for several"
+            )
         self._measure, self._options = measure, options
         self._kept: list[Tensor] = []
         module = dict(model.named_modules())[self.name]

@@ -1,4 +1,4 @@
-"""Evaluate a network again and again on the same data: batches kept at hand, and fast pooling.
+"""Evaluate a network again and again on the same data: batches kept at hand, and fast layers.
 
 Shapes: b batch; c outputs.
 """
@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from pntk.batch import batch_size as size_of
 from pntk.batch import split, tensors, to_device
-from pntk.errors import DataError
+from pntk.errors import DataError, PntkError, is_out_of_memory
+from pntk.forward import explained
 from pntk.loading import Batches
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -36,16 +37,15 @@ class Batch(NamedTuple):
 
 
 class Samples:
-    """Batches of a data set on a device, kept there if they take no more than ``keep`` bytes.
+    """Batches of a data set on a device.
 
     Raises:
         DataError: data that cannot be read, or without targets.
     """
 
-    def __init__(self, data: Any, batch_size: int | None, device: torch.device, keep: int) -> None:
+    def __init__(self, data: Any, batch_size: int | None, device: torch.device) -> None:
         self._source = Batches(data, batch_size)
         self._device = device
-        self._room = keep
         self._kept: list[Batch] | None = None
 
     def __len__(self) -> int:
@@ -61,18 +61,31 @@ class Samples:
         """Return the first samples, two or fewer, to learn shapes from."""
         return self._as_batch(self._source.first())
 
+    def keep(self, room: int) -> bool:
+        """Have all batches at hand from now on, so that several threads may take them.
+
+        Returns:
+            Whether they are: False if they would take more than ``room`` bytes.
+        """
+        views = self._source.in_memory and self._device.type == "cpu"  # which take no room
+        kept: list[Batch] = []
+        for batch in self:
+            kept.append(batch)
+            held = tensors((batch.args, batch.kwargs, batch.targets))
+            room -= 0 if views else sum(t.numel() * t.element_size() for t in held)
+            if room < 0:
+                return False
+        self._kept = kept
+        return True
+
     def __iter__(self) -> Iterator[Batch]:
         if self._kept is not None:
             yield from self._kept
             return
-        kept: list[Batch] | None = []
-        taken = 0
-        for _, raw in self._source.covering(np.arange(len(self))):
+        for rows, raw in self._source.covering(np.arange(len(self))):
             batch = self._as_batch(raw)
-            taken += sum(t.numel() * t.element_size() for t in tensors(raw))
-            kept = None if kept is None or taken > self._room else [*kept, batch]
+            _check_inputs(batch, int(rows[0]))
             yield batch
-        self._kept = kept
 
     def _as_batch(self, raw: Any) -> Batch:
         args, kwargs, targets = split(to_device(raw, self._device))
@@ -83,13 +96,36 @@ class Samples:
         return Batch(args, kwargs, targets, size_of(raw))
 
 
+def _check_inputs(batch: Batch, start: int) -> None:
+    """Refuse NaN; infinity may be meant, as in masks of attention."""
+    for tensor in tensors((batch.args, batch.kwargs)):
+        if not tensor.is_floating_point() or not bool(tensor.isnan().any()):
+            continue
+        row = int(tensor.isnan().reshape(len(tensor), -1).any(1).nonzero()[0])
+        raise DataError(
+            f"the inputs hold NaN, first in sample {start + row}; leave such samples out"
+        )
+
+
 def loss_of(criterion: Criterion, outputs: Any, targets: Any) -> Tensor:
     """Return the loss of a batch.
 
     Raises:
-        DataError: the criterion does not return one number.
+        DataError: the criterion raises something, or does not return one number.
     """
-    loss = criterion(outputs, targets)
+    try:
+        loss = criterion(outputs, targets)
+    except PntkError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        name = getattr(criterion, "__name__", type(criterion).__name__)
+        raise DataError(
+            f"{name} raised {type(error).__name__}: {error}; it was given outputs "
+            f"{_shown(outputs)} and targets {_shown(targets)}: cross entropy expects [b, c] and "
+            "class numbers below c, int64 [b]"
+        ) from error
     if not isinstance(loss, Tensor) or loss.dim():
         shape = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise DataError(
@@ -102,16 +138,27 @@ def hits_of(outputs: Any, targets: Any) -> Tensor:
     """Return for each sample whether its largest output is that of its target, bool [b].
 
     Raises:
-        DataError: outputs that are not [b, c], or targets that are not int [b].
+        DataError: outputs that are not [b, c], or targets that are not int [b] from 0 to c - 1.
     """
     fits = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
     if not fits or outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
-        ours, theirs = (getattr(t, "shape", type(t).__name__) for t in (outputs, targets))
         raise DataError(
-            f"outputs are {ours} and targets {theirs}; expected [b, c] and "
+            f"outputs are {_shown(outputs)} and targets {_shown(targets)}; expected [b, c] and "
             "class numbers [b]: accuracy is of classifiers"
         )
+    classes = outputs.shape[1]
+    if not bool(((targets >= 0) & (targets < classes)).all()):
+        raise DataError(
+            f"targets are {int(targets.min())} to {int(targets.max())} and the model has "
+            f"{classes} outputs; expected class numbers 0 to {classes - 1}"
+        )
     return outputs.argmax(1) == targets
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
 def largest_output(model: nn.Module, batch: Batch) -> tuple[Any, int]:
@@ -125,7 +172,8 @@ def largest_output(model: nn.Module, batch: Batch) -> tuple[Any, int]:
 
     hooks = [m.register_forward_hook(see) for m in model.modules()]
     try:
-        outputs = model(*batch.args, **batch.kwargs)
+        with explained(model, (batch.args, batch.kwargs)):
+            outputs = model(*batch.args, **batch.kwargs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -9,6 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ from pntk.representation.landscape_points import (
     Together,
     statistics_layers,
 )
+from pntk.representation.options import is_number
 from pntk.representation.workers import Workers, worker_count
 
 FEWEST_AT_ONCE, MOST_AT_ONCE = 4, 16  # grid points
@@ -142,12 +144,12 @@ def loss_landscape(
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with fast_layers(device), Workers(worker_count(model, device)) as workers:
-            first = Samples(data, None, device, 0).first()
+        with fast_layers(device):
+            first = Samples(data, None, device).first()
             each = _try_once(model, first, criterion, accuracy)
             if batch_size is None and not hasattr(data, "dataset"):
                 batch_size = samples_at_once(each)
-            samples = Samples(data, batch_size, device, budget // 2)
+            samples = Samples(data, batch_size, device)
             about = {
                 **_about(model, plane, criterion, samples),
                 "accuracy": accuracy,
@@ -155,18 +157,21 @@ def loss_landscape(
             }
             done = Progress(path, xs, ys, about, accuracy, trajectory)
             chunk = _at_once(chunk, plane.numbers, each * samples.batch_size, budget)
-            evaluate = _evaluator(
-                plane,
-                criterion,
-                accuracy,
-                recompute_batchnorm,
-                together,
-                chunk,
-                next(iter(samples)),
-                workers,
-            )
-            each_time = chunk if isinstance(evaluate, Together) else chunk * workers.count
-            _fill(done, evaluate, samples, each_time, save_every, progress)
+            shared = len(done.missing()) > 0 and samples.keep(budget // 2)
+            # a data set that is read again for each point may not bear several threads
+            with Workers(worker_count(model, device) if shared else 1) as workers:
+                evaluate = _evaluator(
+                    plane,
+                    criterion,
+                    accuracy,
+                    recompute_batchnorm,
+                    together,
+                    chunk,
+                    next(iter(samples)),
+                    workers,
+                )
+                each_time = chunk if isinstance(evaluate, Together) else chunk * workers.count
+                _fill(done, evaluate, samples, each_time, save_every, progress)
     finally:
         for module in training:
             module.training = True
@@ -302,7 +307,8 @@ def _coordinates(
 
 
 def _range(name: str, given: Sequence[float]) -> tuple[float, float]:
-    if len(given) != 2 or not np.isfinite(given).all() or not given[0] < given[1]:
+    pair = isinstance(given, (tuple, list, np.ndarray)) and len(given) == 2
+    if not pair or not all(is_number(end) for end in given) or not given[0] < given[1]:
         raise ConfigError(f"{name} is {given!r}; expected (low, high), finite, low below high")
     return float(given[0]), float(given[1])
 
@@ -310,7 +316,7 @@ def _range(name: str, given: Sequence[float]) -> tuple[float, float]:
 def _check_counts(chunk: int | None, save_every: float) -> None:
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise ConfigError(f"chunk is {chunk!r}; expected an integer of at least 1")
-    if not save_every >= 0:
+    if not isinstance(save_every, Real) or not save_every >= 0:
         raise ConfigError(f"save_every is {save_every!r}; expected seconds, at least 0")
 
 

@@ -191,7 +191,10 @@ def _checked(path: str | os.PathLike[str]) -> Path:
 def _path(trajectory: npt.ArrayLike | None, y: Floats | None) -> Floats | None:
     if trajectory is None:
         return None
-    found = np.asarray(trajectory, dtype=np.float64)
+    try:
+        found = np.asarray(trajectory, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"trajectory holds no numbers ({error}); expected [T, 2]") from error
     if y is None or found.ndim != 2 or found.shape[1] != 2 or not np.isfinite(found).all():
         raise ConfigError(
             f"trajectory has shape {found.shape}; expected finite [T, 2], in a landscape of two "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,17 +9,17 @@ import numpy.typing as npt
 
 from pntk.errors import ConfigError
 from pntk.extras import require
+from pntk.figures import new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from pntk.representation.landscape_file import Landscape
 
 Floats = npt.NDArray[np.float64]
 
-LEVELS = 24
-DPI = 160
+LEVELS = 24  # at most
+STEPS = (1, 2, 2.5, 5, 10)  # between them, times a power of ten
 VALUES = ("loss", "accuracy")
 
 
@@ -39,26 +38,26 @@ def contour_plot(landscape: Landscape, *, values: str = "loss", log: bool = Fals
     """
     drawn, label = _values(landscape, values, log)
     with require("matplotlib.style", "the plot").context("default"):
-        figure = _figure((5.4, 4.5) if landscape.y is not None else (5.4, 3.6))
+        figure = new_figure(5.4, 4.5 if landscape.y is not None else 3.6)
         axes = figure.subplots()
         if landscape.y is None:
             axes.plot(landscape.x, drawn, color="#1f5a93", linewidth=1.5)
             axes.set(xlabel="step along the direction", ylabel=label)
             axes.grid(True, color="0.88", linewidth=0.8)
             axes.spines[["top", "right"]].set_visible(False)
-            return _png(figure)
-        levels = np.linspace(drawn.min(), drawn.max(), LEVELS)
-        flat = not levels[-1] > levels[0]
+            return png(figure)
         grid = (landscape.x, landscape.y, drawn.T)
         image: Any
-        if flat:
+        if not drawn.max() > drawn.min():
             image = axes.pcolormesh(*grid, cmap="viridis")
         else:
+            locator = require("matplotlib.ticker").MaxNLocator(LEVELS, steps=STEPS)
+            levels = locator.tick_values(drawn.min(), drawn.max())
             image = axes.contourf(*grid, levels=levels, cmap="viridis")
             axes.contour(
                 *grid, levels=levels[::2], colors="white", linewidths=0.4, linestyles="solid"
             )
-        figure.colorbar(image, ax=axes, label=label, format="%.3g")
+        figure.colorbar(image, ax=axes, label=label)
         if landscape.trajectory is not None:
             _draw_path(axes, landscape.trajectory)
         elif _holds(landscape.x, 0) and _holds(landscape.y, 0):
@@ -66,7 +65,7 @@ def contour_plot(landscape: Landscape, *, values: str = "loss", log: bool = Fals
         axes.set(xlabel="step along x", ylabel="step along y")
         axes.locator_params(nbins=6)
         axes.set_facecolor("0.8")
-        return _png(figure)
+        return png(figure)
 
 
 def surface_plot(landscape: Landscape, *, values: str = "loss", log: bool = False) -> bytes:
@@ -84,7 +83,7 @@ def surface_plot(landscape: Landscape, *, values: str = "loss", log: bool = Fals
     drawn, label = _values(landscape, values, log)
     with require("matplotlib.style", "the plot").context("default"):
         require("mpl_toolkits.mplot3d", "the plot")
-        figure = _figure((6.0, 4.8), layout="none")
+        figure = new_figure(6.0, 4.8, layout="none")
         axes = figure.add_subplot(projection="3d")
         x, y = np.meshgrid(landscape.x, landscape.y, indexing="ij")
         heights = drawn.filled(np.nan)
@@ -97,7 +96,7 @@ def surface_plot(landscape: Landscape, *, values: str = "loss", log: bool = Fals
         axes.view_init(elev=32, azim=-60)
         figure.subplots_adjust(left=0, right=0.93, bottom=0.04, top=1)
         axes.set_box_aspect(None, zoom=0.95)
-        return _png(figure)
+        return png(figure)
 
 
 def _values(landscape: Landscape, values: str, log: bool) -> tuple[np.ma.MaskedArray, str]:
@@ -126,17 +125,3 @@ def _draw_path(axes: Axes, path: Floats) -> None:
 
 def _holds(axis: Floats, value: float) -> bool:
     return bool(axis[0] <= value <= axis[-1])
-
-
-def _figure(size: tuple[float, float], layout: str = "constrained") -> Figure:
-    figure: Figure = require("matplotlib.figure").Figure(
-        figsize=size, dpi=DPI, layout=layout, facecolor="white"
-    )
-    require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pntk.errors import ConfigError, DataError, PntkWarning
-from pntk.files import write_whole
+from pntk.figures import png
+from pntk.files import check_replaceable, write_whole
 from pntk.loading import Batches
 from pntk.memory import parse_bytes
 from pntk.representation.capture import LayerOutputs
+from pntk.representation.cca import check_samples
 from pntk.representation.cka import LEAST_UNBIASED, MinibatchCKA
+from pntk.representation.feature_maps import rows_kept
+from pntk.representation.options import is_count
 from pntk.representation.similarity import (
     Measure,
     Shaping,
+    check_rows,
     compare,
     find_measure,
     split_options,
@@ -82,8 +88,9 @@ class LayerSimilarity:
         """Write ``matrix``, ``layers_a``, ``layers_b`` and the rest to a file for ``np.load``.
 
         Raises:
-            ConfigError: see :func:`pntk.files.check_replaceable`.
+            ConfigError: see :func:`check_similarity_path`.
         """
+        check_similarity_path(Path(path))
         content = io.BytesIO()
         np.savez(
             content,
@@ -112,9 +119,28 @@ class LayerSimilarity:
 
     def png(self, *, name_a: str = "model a", name_b: str = "model b") -> bytes:
         """Return :meth:`plot` as the bytes of a PNG."""
-        content = io.BytesIO()
-        self.plot(name_a=name_a, name_b=name_b).savefig(content, format="png", dpi=160)
-        return content.getvalue()
+        return png(self.plot(name_a=name_a, name_b=name_b))
+
+
+def check_similarity_path(path: Path) -> None:
+    """Refuse a path that similarities cannot be written to.
+
+    Raises:
+        ConfigError: a file of something else, or see :func:`pntk.files.check_replaceable`.
+    """
+    check_replaceable(path)
+    if not path.exists():
+        return
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            ours = {"matrix", "layers_a", "layers_b"} <= set(archive.files)
+    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile):
+        ours = False
+    if not ours:
+        raise ConfigError(
+            f"{path} holds something else than similarities of layers; choose another path, or "
+            "delete it"
+        )
 
 
 def layer_similarity(
@@ -177,6 +203,7 @@ def layer_similarity(
     right = left if same else LayerOutputs(other, first, layers_b, "model_b")
     if group is None:
         check_memory([left, right], batches.length, str(measure), memory_budget)
+        check_pairs(left, right, batches.length, measure, rest, shaping)
         kept = [keep(left, batches, progress=progress)]
         kept.append(kept[0] if right is left else keep(right, batches, progress=progress))
         with one_warning():
@@ -219,6 +246,46 @@ def pair(
         return compare(kept[0][a], kept[1][b], function, shaping)
     except (ConfigError, DataError) as error:
         raise type(error)(f"layers {a!r} (x) and {b!r} (y): {error}") from error
+
+
+def check_pairs(
+    left: LayerOutputs,
+    right: LayerOutputs,
+    samples: int,
+    measure: Measure,
+    options: Mapping[str, Any],
+    shaping: Shaping,
+) -> None:
+    """Refuse layers that cannot be compared, by their shapes alone.
+
+    Raises:
+        ConfigError, DataError: what the measure would say once it has all activations.
+    """
+    sizes = [
+        {name: _sizes(name, shape, samples, shaping) for name, shape in side.shapes.items()}
+        for side in (left, right)
+    ]
+    for a in left.names:
+        for b in right.names:
+            (g, rows, d), (g_b, rows_b, e) = sizes[0][a], sizes[1][b]
+            shapes = (samples, *left.shapes[a]), (samples, *right.shapes[b])
+            try:
+                check_rows((g, rows), (g_b, rows_b), *shapes, shaping)
+                kept = rows_kept(rows, max(d, e), shaping.samples_per_neuron, shaping.max_samples)
+                if measure in ("cca", "pwcca") and not options.get("ridge"):
+                    check_samples(kept, d, e)
+            except (ConfigError, DataError) as error:
+                raise type(error)(f"layers {a!r} (x) and {b!r} (y): {error}") from error
+
+
+def _sizes(
+    name: str, shape: tuple[int, ...], samples: int, shaping: Shaping
+) -> tuple[int, int, int]:
+    """Return matrices g, rows r and neurons d of a layer, from a layer of two samples."""
+    g, rows, d = shaping.matrices(torch.zeros(2, *shape), name).shape
+    if len(shape) > 1 and shaping.neurons == "per_sample":
+        return samples, rows, d
+    return g, rows // 2 * samples, d
 
 
 @contextmanager
@@ -264,7 +331,7 @@ def _minibatch(
     measure: Measure, minibatch: int | None, shaping: Shaping, options: dict[str, Any]
 ) -> int | None:
     """Return the samples of a minibatch, or None where all activations are kept."""
-    if minibatch is not None and minibatch < LEAST_UNBIASED:
+    if minibatch is not None and not is_count(minibatch, LEAST_UNBIASED):
         raise ConfigError(
             f"minibatch is {minibatch}; expected at least {LEAST_UNBIASED}, or None for all "
             "samples at once"

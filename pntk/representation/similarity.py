@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor
 from pntk.errors import ConfigError, DataError
 from pntk.representation.cca import cca, pwcca, svcca
 from pntk.representation.cka import linear_cka, rbf_cka
-from pntk.representation.feature_maps import matrices, thinned
+from pntk.representation.feature_maps import check_neurons, matrices, target_size, thinned
 from pntk.representation.inputs import as_tensor
 from pntk.representation.neighbours import neighbour_overlap
+from pntk.representation.options import check_options
 from pntk.representation.procrustes import procrustes
 from pntk.representation.rsa import rsa
 
@@ -38,7 +39,11 @@ MEASURES: dict[str, Callable[..., float]] = {
 
 @dataclass(frozen=True)
 class Shaping:
-    """How matrices are made of layers: see :func:`similarity`."""
+    """How matrices are made of layers: see :func:`similarity`.
+
+    Raises:
+        ConfigError: a choice that cannot work, whatever the layers.
+    """
 
     neurons: str = "activation"
     size: int | tuple[int, int] | None = None
@@ -46,6 +51,11 @@ class Shaping:
     channel_axis: int | None = None
     samples_per_neuron: float | None = None
     max_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        check_neurons(self.neurons)
+        target_size(1 if self.size is None else self.size, self.pooling)
+        check_options("", vars(self))
 
     def matrices(self, x: Tensor, name: str) -> Tensor:
         """Return [g, r, d], as :func:`pntk.representation.feature_maps.matrices` does."""
@@ -110,13 +120,13 @@ def similarity(
     1.0
     """
     function = find_measure(measure, options)
+    shaping = Shaping(neurons, size, pooling, channel_axis, samples_per_neuron, max_samples)
     x, y = as_tensor(x, "x"), as_tensor(y, "y")
     if size is not None and x.dim() == y.dim() == 2:
         raise DataError(
             f"x and y have shapes {tuple(x.shape)} and {tuple(y.shape)} and cannot be down-sampled;"
             " expected maps [n, c, h, w]: leave size out"
         )
-    shaping = Shaping(neurons, size, pooling, channel_axis, samples_per_neuron, max_samples)
     return compare(x, y, function, shaping)
 
 
@@ -129,7 +139,7 @@ def find_measure(measure: Measure, options: dict[str, Any]) -> Callable[[Tensor,
     """Return a measure with its options set.
 
     Raises:
-        ConfigError: there is no such measure, or it has no such option.
+        ConfigError: there is no such measure, or it has no such option, or not of such a value.
     """
     if callable(measure):
         function: Callable[..., float] = measure
@@ -147,6 +157,8 @@ def find_measure(measure: Measure, options: dict[str, Any]) -> Callable[[Tensor,
         raise ConfigError(
             f"{measure} has no option {', '.join(unknown)}; expected {', '.join(known) or 'none'}"
         )
+    if isinstance(measure, str):
+        check_options(measure, options)
     return lambda x, y: function(x, y, **options)
 
 
@@ -165,18 +177,38 @@ def compare(
         DataError: as in :func:`similarity`.
     """
     left, right = shaping.matrices(x, "x"), shaping.matrices(y, "y")
-    if left.shape[:2] != right.shape[:2]:
-        way = "compare layers of as many channels" if shaping.neurons == "per_sample" else _ONE_SIZE
-        hint = "" if len(x) != len(y) else f"; {way}, or use neurons='activation'"
-        raise DataError(
-            f"x has {_count(left)} and y {_count(right)} (shapes {tuple(x.shape)} and "
-            f"{tuple(y.shape)}, neurons={shaping.neurons!r}); expected the same samples in the "
-            f"same order{hint}"
-        )
+    check_rows(tuple(left.shape[:2]), tuple(right.shape[:2]), x.shape, y.shape, shaping)
     left, right = thinned(left, right, shaping.samples_per_neuron, shaping.max_samples)
     return sum(measure(a, b) for a, b in zip(left, right, strict=True)) / len(left)
 
 
-def _count(x: Tensor) -> str:
-    several = f"{len(x):,} matrices of " if len(x) > 1 else ""
-    return f"{several}{x.shape[1]:,} rows"
+def check_rows(
+    left: tuple[int, ...],
+    right: tuple[int, ...],
+    x: Sequence[int],
+    y: Sequence[int],
+    shaping: Shaping,
+) -> None:
+    """Refuse layers that do not become as many matrices of as many rows.
+
+    Args:
+        left, right: matrices g and rows r of each side.
+        x, y: shapes of the layers.
+        shaping: how they were made.
+
+    Raises:
+        DataError: they differ.
+    """
+    if left == right:
+        return
+    way = "compare layers of as many channels" if shaping.neurons == "per_sample" else _ONE_SIZE
+    hint = "" if x[0] != y[0] else f"; {way}, or use neurons='activation'"
+    raise DataError(
+        f"x has {_count(*left)} and y {_count(*right)} (shapes {tuple(x)} and {tuple(y)}, "
+        f"neurons={shaping.neurons!r}); expected the same samples in the same order{hint}"
+    )
+
+
+def _count(matrices: int, rows: int) -> str:
+    several = f"{matrices:,} matrices of " if matrices > 1 else ""
+    return f"{several}{rows:,} rows"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from threading import Event
 from types import TracebackType
 from typing import TypeVar
 
@@ -23,9 +24,13 @@ SMALL = 2**22  # entries of a network, up to which each worker may have a copy
 
 
 def worker_count(model: nn.Module, device: torch.device) -> int:
-    """Return how many passes to run at once: PyTorch's threads for a small network on a CPU."""
+    """Return how many passes to run at once: PyTorch's threads for a small network on a CPU.
+
+    One under autocast, which holds for the thread that enters it.
+    """
     numbers = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
-    return torch.get_num_threads() if device.type == "cpu" and numbers <= SMALL else 1
+    suits = device.type == "cpu" and numbers <= SMALL and not torch.is_autocast_enabled("cpu")
+    return torch.get_num_threads() if suits else 1
 
 
 def copies(model: nn.Module, count: int) -> list[nn.Module]:
@@ -59,19 +64,33 @@ class Workers:
         trace: TracebackType | None,
     ) -> None:
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(self._threads)
+            try:
+                self._pool.shutdown(cancel_futures=True)
+            finally:
+                torch.set_num_threads(self._threads)
 
     def map(self, function: Callable[[int, T], R], items: Sequence[T]) -> list[R]:
-        """Return ``function(worker, item)`` for each item, in their order."""
+        """Return ``function(worker, item)`` for each item, in their order.
+
+        No two calls with one worker are at the same time. If one fails, those that run are awaited,
+        no others begin, and its exception is raised.
+        """
         if self._pool is None:
             return [function(0, item) for item in items]
+        stop = Event()
 
         def share(worker: int) -> list[R]:
+            own = items[worker :: self.count]
             # these hold for the thread that enters them
             with torch.no_grad(), fast_layers(torch.device("cpu")):
-                return [function(worker, item) for item in items[worker :: self.count]]
+                return [function(worker, item) for item in own if not stop.is_set()]
 
-        shares = list(self._pool.map(share, range(self.count)))
+        futures = [self._pool.submit(share, worker) for worker in range(self.count)]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:  # also where the caller is interrupted
+            stop.set()
+            wait(futures)
+        shares = [future.result() for future in futures]
         found = [iter(one) for one in shares]
         return [next(found[number % self.count]) for number in range(len(items))]

@@ -20,12 +20,13 @@ from tqdm import tqdm
 from pntk.embedding import embeddings
 from pntk.errors import ConfigError, DataError
 from pntk.featurizer import Featurizer
+from pntk.forward import explained
 from pntk.loading import Batches
 from pntk.logits import logits_of
 from pntk.ntk.exact import empirical_ntk
 from pntk.projection.spec import ProjectionSpec
 from pntk.surrogate.estimator import KernelSurrogate
-from pntk.surrogate.metrics import SurrogateReport, evaluate
+from pntk.surrogate.metrics import SurrogateReport, check_probabilities, evaluate
 
 PROJECTED = ("trace", "pntk", "loss")
 EXACT = ("exact trace", "exact pntk")
@@ -128,6 +129,9 @@ def compare_kernels(
     labels = _network(model, train, "train", batch_size)[1]
     probs, test_labels = _network(model, test, "test", batch_size)
     _check_classes(labels, probs.shape[1])
+    # refused before any work
+    check_probabilities(probs, "the model's probabilities")
+    evaluate(probs, probs, test_labels, of=of, bootstrap=min(bootstrap, 0))
     if any(name in EXACT for name in kernels):
         _joined(train, test)  # refused before any work
     lines = []
@@ -178,7 +182,8 @@ def _network(
     batches = Batches(data, batch_size)
     probs, labels = [], []
     for _, batch in batches.covering(np.arange(batches.length)):
-        logits, own = logits_of(model, batch)
+        with explained(model, batch):
+            logits, own = logits_of(model, batch)
         if own is None:
             raise DataError(f"the {what} examples have no labels; expected (inputs, labels)")
         probs.append(logits.double().softmax(1).cpu())

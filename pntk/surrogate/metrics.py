@@ -134,8 +134,8 @@ def evaluate(
     https://arxiv.org/abs/2305.14585. Calibration: Guo, Pleiss, Sun, Weinberger (2017), equation 3,
     https://arxiv.org/abs/1706.04599
     """
-    ours = _check_probabilities(surrogate_probs, "surrogate_probs")
-    theirs = _check_probabilities(network_probs, "network_probs")
+    ours = check_probabilities(surrogate_probs, "surrogate_probs")
+    theirs = check_probabilities(network_probs, "network_probs")
     if ours.shape != theirs.shape:
         raise ConfigError(
             f"surrogate_probs have shape {ours.shape} and network_probs {theirs.shape}; expected "
@@ -144,7 +144,8 @@ def evaluate(
     numbers = _check_numbers(labels, *ours.shape)
     if bootstrap < 0:
         raise ConfigError(f"bootstrap is {bootstrap}; expected a number of samples, 0 for none")
-    if of != "own" and (isinstance(of, (bool, str)) or not 0 <= of < ours.shape[1]):
+    whole = isinstance(of, (int, np.integer)) and not isinstance(of, bool)
+    if of != "own" and (not whole or not 0 <= int(of) < ours.shape[1]):
         raise ConfigError(
             f"of is {of!r}; expected 'own' or the number of a class, 0 to {ours.shape[1] - 1}"
         )
@@ -261,10 +262,22 @@ def _intervals(compared: _Compared, samples: int, seed: int) -> dict[str, tuple[
 # ---- checks ------------------------------------------------------------------------------------
 
 
-def _check_probabilities(values: Any, what: str) -> FloatArray:
+def check_probabilities(values: Any, what: str) -> FloatArray:
+    """Return probabilities [m, c].
+
+    Args:
+        values: tensor or array.
+        what: what messages call them.
+
+    Raises:
+        ConfigError: they are none.
+    """
     if isinstance(values, Tensor):
         values = values.detach().cpu().double().numpy()
-    probs = np.asarray(values, dtype=np.float64)
+    given = np.asarray(values)
+    if given.dtype.kind not in "fiub":
+        raise ConfigError(f"{what} are {given.dtype}; expected probabilities, real numbers [m, c]")
+    probs = given.astype(np.float64)
     if probs.ndim != 2 or probs.shape[1] < 2 or not len(probs):
         raise ConfigError(
             f"{what} have shape {probs.shape}; expected [m, c], one column for each class"

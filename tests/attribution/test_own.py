@@ -90,3 +90,10 @@ def test_nonfinite_rows_are_named(rows):
     train[33, 4] = torch.nan
     with pytest.raises(NonFiniteError, match="row 33 of the training rows"):
         self_scores(train, "influence")
+
+
+def test_rows_that_are_not_finite():
+    rows = torch.ones(4, 2)
+    rows[2, 1] = float("nan")
+    with pytest.raises(NonFiniteError, match="row 2 of the training rows holds NaN"):
+        self_scores(rows, "dot")

@@ -1,5 +1,7 @@
 """The modules of pntk.report that turn stores into a report."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,13 @@ from torch.utils.data import Dataset
 
 from pntk.attribution import attribute
 from pntk.errors import ConfigError, DataError, StoreError
+from pntk.report import write_report
 from pntk.report.build import Source, build_report, check_build
 from pntk.report.gallery import draw
 from pntk.report.influence import Influence
 from pntk.report.neighbours import agreement, balanced, nearest, vote
 from pntk.report.samples import samples_of
-from pntk.report.surrogates import check_probs, compare
+from pntk.report.surrogates import check_probs, chosen, compare
 from pntk.report.suspects import find_suspects
 from pntk.store import FeatureStore, RowWriter, StoreHeader
 from pntk.surrogate import KernelSurrogate
@@ -214,9 +217,11 @@ def test_rows_that_depend_on_labels_are_not_suspected(tmp_path):
     report = build_report(Source(store), title="T", k=1, num_queries=0)
     assert report.mislabelled == [] and report.suspicion == ""
     assert "Rows of output margin may depend on the labels" in report.notes[-1]
+    assert "on the label of their sample" in report.warning and report.headline == []
     unlabelled = make_store(tmp_path / "b.h5", rows)
     report = build_report(Source(unlabelled), title="T", k=1, num_queries=0)
-    assert report.suspicion == "" and not any("depend on" in note for note in report.notes)
+    assert report.suspicion == report.warning == ""
+    assert not any("depend on" in note for note in report.notes)
 
 
 def test_influential_samples_are_those_of_attribute(tmp_path):
@@ -281,6 +286,47 @@ def test_surrogate_is_that_of_the_rows_with_labels(tmp_path):
     report = build_report(Source(train), Source(test), title="T", k=1, surrogates=[found])
     tau = ("Kendall τ-b of surrogate and network", f"{found.report.kendall_tau:.3f}")
     assert report.headline[-1] == tau and report.surrogates == [found]
+    assert report.warning == ""
+    logits = torch.from_numpy(probs).log().requires_grad_()
+    same = compare(train, test, logits.softmax(1), alpha=0.01, bootstrap=0)
+    np.testing.assert_allclose(same.network, found.network)
+
+
+def test_numbers_that_labels_may_leak_into_are_no_headline(tmp_path):
+    rows, labels = two_clusters(np.random.default_rng(0), 40)
+    margin = {"name": "margin"}
+    train = make_store(tmp_path / "a.h5", rows, labels, output=margin)
+    test = make_store(tmp_path / "b.h5", rows[:8] + 0.01, labels[:8], output=margin)
+    probs = np.full((8, 2), 0.5)
+    report = build_report(
+        Source(train), Source(test, predictions=torch.from_numpy(labels[:8])), title="T", k=1,
+        surrogates=[compare(train, test, probs, alpha=0.01, bootstrap=0)],
+    )  # fmt: skip
+    assert report.headline == [("accuracy of the network", "100.0%")]
+    assert report.queries[1].prediction == "4"
+    assert report.warning.startswith("Rows of output margin may depend on the label of their")
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    html = write_report(report, tmp_path / "report.html").read_text("utf-8")
+    results, surrogate = (
+        re.search(f'<section id="{name}".*?</section>', html, re.DOTALL)[0]
+        for name in ("headline", "surrogate")
+    )
+    shown = report.warning.replace("'", "&#39;")
+    assert shown in results and shown in surrogate and "same class" not in results
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        (None, ""),
+        ([0.2, 0.1, 0.0], " (chosen, the smallest tried)"),
+        ([0.1, 0.2, 0.1], " (chosen)"),
+        ([0.1, 0.2, 0.2], " (chosen, the largest tried)"),
+    ],
+)
+def test_an_alpha_at_an_end_of_those_tried_is_named_so(scores, words):
+    assert chosen(None if scores is None else np.array(scores)) == words
 
 
 def test_probabilities_that_do_not_fit(tmp_path):

@@ -23,7 +23,19 @@ def test_curve():
     np.testing.assert_allclose(line.get_ydata(), [100, 75, 50])
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
     assert axes.lines[2].get_ydata()[0] == 50
+    assert axes.get_xticks().tolist() == [0, 5, 100]
+    assert axes.get_xlim() == pytest.approx((-1, 110))
     assert png(figure).startswith(b"\x89PNG")
+
+
+def test_many_indices_share_ticks_and_clean_data_has_a_line():
+    figure = plot_bias_curve(range(0, 300, 10), {"a": [0.5] * 30}, guess=0.1, clean=0.95)
+    (axes,) = figure.axes
+    assert axes.get_xticks().tolist() == [0, 5, 10, 30, 100]
+    assert [line.get_ydata()[0] for line in axes.lines[1:]] == [10, 95]
+    assert "without poison" in [text.get_text() for text in axes.texts]
+    few = plot_bias_curve([0, 1, 2], {"a": [0.5] * 3}).axes[0]
+    assert all(tick == int(tick) for tick in few.get_xticks())
 
 
 def test_map():

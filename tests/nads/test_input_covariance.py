@@ -1,5 +1,8 @@
 """The covariance of projected input gradients against plain loops."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -108,3 +111,8 @@ def test_bad_input():
     mixing.train()
     with pytest.raises(ModelError, match="training mode"):
         covariance(featurizer, X)
+
+
+def test_the_package_is_imported_without_directions():
+    code = "import sys, pntk; assert not [m for m in sys.modules if m.startswith('pntk.nads')]"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -94,7 +94,9 @@ def test_published_arrays(tmp_path):
     )
     assert (other.shape, other.centered) == ((2, 8), True)
     assert NADs.from_arrays(np.eye(5), np.ones(5)).shape == (5,)
-    with pytest.raises(DataError, match=r"have 16 numbers each; expected \(3, 3\)"):
+    with pytest.raises(
+        DataError, match=r"have 16 numbers each and shape is \(3, 3\); expected one"
+    ):
         NADs.from_arrays(vectors, values, (3, 3))
     with pytest.raises(DataError, match="directions are int64"):
         NADs.from_arrays(np.eye(4, dtype=np.int64), np.ones(4))

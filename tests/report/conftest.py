@@ -19,3 +19,14 @@ def surrogate():
         network=network[np.arange(3), labels],
         right=np.array([True, True, False]),
     )
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that a test draws."""
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    drawn, save = [], figure.savefig
+    monkeypatch.setattr(
+        figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k))[1]
+    )
+    return drawn

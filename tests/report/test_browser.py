@@ -56,7 +56,7 @@ def page(tmp_path_factory):
         )
         for number in range(9)
     ]
-    report = Report("T", queries=queries, notes=["A remark."])
+    report = Report("T", queries=queries, asked=1200, notes=["A remark."])
     return write_report(report, tmp_path_factory.mktemp("page") / "a page.html")
 
 
@@ -88,6 +88,7 @@ def shown(dom):
         ("#class=3&network=wrong", [0]),
         ("#query=7", [7]),
         ("#notes", list(range(9))),
+        ("#class=18", list(range(9))),
     ],
 )
 def test_the_address_chooses_queries(browse, page, address, queries):
@@ -95,6 +96,19 @@ def test_the_address_chooses_queries(browse, page, address, queries):
     assert shown(dom) == queries
     assert f"{len(queries)} of 9 queries shown" in dom
     assert re.search(r'<form class="controls" [^>]*>', dom)[0].count("hidden") == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("#query=17", "Query 17 is not among the 9 of 1,200 queries on this page"),
+        ("#class=3&query=4", "None of the 9 queries matches"),
+        ("#class=3&network=wrong&query=4", "None of the 9 queries matches"),
+    ],
+)
+def test_the_page_says_why_it_shows_nothing(browse, page, address, why):
+    dom = browse(page, address)
+    assert shown(dom) == [] and f">{why}<" in dom
 
 
 def test_controls_choose_queries_and_write_the_address(browse, page, tmp_path):

@@ -19,15 +19,6 @@ def decode(png):
 
 
 @pytest.fixture
-def figures(monkeypatch):
-    """The figures that a test draws."""
-    drawn = []
-    png = plots._png
-    monkeypatch.setattr(plots, "_png", lambda figure: (drawn.append(figure), png(figure))[1])
-    return drawn
-
-
-@pytest.fixture
 def cosine():
     rows = np.random.default_rng(0).normal(size=(6, 4))
     return cosine_kernel(rows @ rows.T)

@@ -7,7 +7,6 @@ from torch import nn
 
 from pntk.errors import ConfigError
 from pntk.ntk.residuals import residual_study
-from pntk.report import plots
 from pntk.report.residual_plot import residual_plot
 
 matplotlib_image = pytest.importorskip("matplotlib.image", reason="plots need matplotlib")
@@ -18,15 +17,6 @@ def study():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 10), nn.Tanh(), nn.Linear(10, 2))
     return residual_study(model, torch.randn(12, 4), proj_dims=(16, 64), seeds=3)
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that a test draws."""
-    drawn = []
-    png = plots._png
-    monkeypatch.setattr(plots, "_png", lambda figure: (drawn.append(figure), png(figure))[1])
-    return drawn
 
 
 def test_residuals_against_width_and_their_distribution(study, figures):

@@ -8,7 +8,6 @@ import torch
 from pntk.errors import ConfigError
 from pntk.ntk.sources import from_rows
 from pntk.ntk.spectrum import spectrum_of
-from pntk.report import plots
 from pntk.report.spectrum_plots import COLOURS, spectra_plot, training_plot
 
 matplotlib_image = pytest.importorskip("matplotlib.image", reason="plots need matplotlib")
@@ -17,15 +16,6 @@ HISTORY = [
     {"step": step, "target_alignment": 0.1 * step, "drift": 0.2, "effective_rank": 5.0 - step}
     for step in range(3)
 ]
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that a test draws."""
-    drawn = []
-    png = plots._png
-    monkeypatch.setattr(plots, "_png", lambda figure: (drawn.append(figure), png(figure))[1])
-    return drawn
 
 
 def spectrum(*values):

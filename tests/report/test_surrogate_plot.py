@@ -3,19 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pntk.report import plots
 from pntk.report.surrogate_plot import log_odds, probability_ticks, scatter_caption, scatter_plot
 
 pytest.importorskip("matplotlib")
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that a test draws."""
-    drawn = []
-    png = plots._png
-    monkeypatch.setattr(plots, "_png", lambda figure: (drawn.append(figure), png(figure))[1])
-    return drawn
 
 
 def test_right_and_wrong_are_told_apart(surrogate, figures):
@@ -26,6 +16,7 @@ def test_right_and_wrong_are_told_apart(surrogate, figures):
     np.testing.assert_allclose(wrong, log_odds(np.array([[0.7, 0.4]])))
     assert axes.get_xlim() == axes.get_ylim()
     assert axes.get_xlim()[0] < log_odds(np.array(0.4)) and axes.get_xlim()[1] > np.log(99)
+    assert axes.get_ylabel() == "network: probability of the own class"
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["equal", "network right", "network wrong"]
     assert len({dots.get_facecolor().tobytes() for dots in axes.collections}) == 2

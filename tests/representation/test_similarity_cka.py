@@ -67,6 +67,9 @@ def test_hsic_equals_the_formula_of_song():
     x, y = draw(9)
     k, m = x @ x.T, (y @ y.T).exp() / 100
     assert unbiased_hsic(k, m) == pytest.approx(song(k.numpy(), m.numpy()), rel=1e-10)
+    for few in (k[:3, :3], m[:8, :8]):
+        with pytest.raises(DataError, match=r"expected both \[n, n\] of at least 4 samples"):
+            unbiased_hsic(few, k[:3, :3])
 
 
 @pytest.mark.parametrize("measure", [linear_cka, rbf_cka])

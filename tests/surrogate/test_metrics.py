@@ -61,7 +61,7 @@ def test_telling_two_classes_apart_lifts_tau_of_one_class():
     assert abs(evaluate(ours, theirs, labels, bootstrap=0).kendall_tau) < 0.1
 
 
-@pytest.mark.parametrize("of", [3, -1, True, "other"])
+@pytest.mark.parametrize("of", [3, -1, True, "other", 0.5])
 def test_a_class_that_there_is_not(probs, of):
     with pytest.raises(ConfigError, match="expected 'own' or the number of a class, 0 to 2"):
         evaluate(*probs, of=of)

@@ -16,7 +16,16 @@
       query.hidden = wanted.some((field) => query.dataset[field.name] !== String(field.value));
       shown += query.hidden ? 0 : 1;
     }
-    status.textContent = `${shown} of ${queries.length} queries shown`;
+    status.textContent = shown ? `${shown} of ${queries.length} queries shown` : why();
+  }
+
+  function why() {
+    const index = form.elements.namedItem("query").value;
+    if (index === "" || queries.some((query) => query.dataset.query === index)) {
+      return `None of the ${queries.length} queries matches`;
+    }
+    const all = form.dataset.asked ? ` of ${form.dataset.asked}` : "";
+    return `Query ${index} is not among the ${queries.length}${all} queries on this page`;
   }
 
   function readAddress() {
