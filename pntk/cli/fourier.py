@@ -9,6 +9,7 @@ import numpy as np
 import typer
 
 from pntk.cli.common import JsonFlag, choice, print_facts, print_json
+from pntk.cli.errors import this_command
 from pntk.cli.factories import load_data, load_model, pick_device
 from pntk.errors import ConfigError
 from pntk.extras import require
@@ -102,13 +103,15 @@ def command(
         found.plot(plot)
     facts = _facts(found)
     if report is not None:
-        _write_report(found, facts, report)
+        run = {"model": model, "checkpoint": str(checkpoint), "data": data}
+        _write_report(found, facts, report, run)
     if as_json:
         values = {"values": found.values.tolist(), "out": out, "plot": plot, "report": report}
         print_json({**facts, **values})
     else:
         print_facts({name: _text(value) for name, value in facts.items()})
-        typer.echo(f"\nmap: {out}")
+        written = {"map": out, "plot": plot, "report": report}
+        typer.echo("\n" + ", ".join(f"{k}: {v}" for k, v in written.items() if v is not None))
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:
@@ -144,7 +147,9 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _write_report(found: FourierMap, facts: dict[str, Any], path: Path) -> None:
+def _write_report(
+    found: FourierMap, facts: dict[str, Any], path: Path, run: dict[str, str]
+) -> None:
     from pntk.report import Panel, Report, write_report
 
     what = {"error": "Share of wrong predictions", "loss": "Cross entropy"}
@@ -152,7 +157,8 @@ def _write_report(found: FourierMap, facts: dict[str, Any], path: Path) -> None:
         "Fourier map",
         figure=found.plot(),
         caption=f"{what[facts['criterion']]} with each wave added; frequency zero in the centre.",
-        columns=("", "value"),
+        columns=("measure", "value"),
         rows=[(name, _text(value)) for name, value in facts.items()],
     )
-    write_report(Report(title="Fourier map", panels=[panel]), path)
+    page = Report(title="Fourier map", run=run, panels=[panel], reproduce=this_command())
+    write_report(page, path)

@@ -25,7 +25,7 @@ EXAMPLES = (
     " --plot contour.png",
     "pntk landscape --model train:net --checkpoint a.pt --toward b.pt --range 0 1"
     " --data train:digits --out line.npz",
-    "pntk landscape --model train:net --trajectory 'epochs/*.pt' --range -1 8 --data train:digits"
+    "pntk landscape --model train:net --trajectory 'epochs/*.pt' --data train:digits"
     " --out run.npz --plot run.png",
 )
 NORMALIZE = {"filter": "filter", "layer": "layer", "none": None}
@@ -62,9 +62,13 @@ def command(
         bool, typer.Option("--line", help="One random direction instead of two.")
     ] = False,
     range_: Annotated[
-        tuple[float, float],
-        typer.Option("--range", metavar="LOW HIGH", help="Of the steps along each direction."),
-    ] = (-1.0, 1.0),
+        tuple[float, float] | None,
+        typer.Option(
+            "--range",
+            metavar="LOW HIGH",
+            help="Of the steps along each direction; -1 1, or what a --trajectory spans.",
+        ),
+    ] = None,
     points: Annotated[int, typer.Option(min=2, metavar="N", help="Along each direction.")] = 21,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of random directions.")] = 0,
     normalize: Annotated[
@@ -129,13 +133,15 @@ def command(
     else:
         x = random_direction(network, seed, normalize=NORMALIZE[normalize])
         y = None if line else random_direction(network, seed + 1, normalize=NORMALIZE[normalize])
+    x_range, y_range = _ranges(range_, path_drawn, y is not None)
     with explain_stop(lambda: _how_to_resume(out)):
         found = loss_landscape(
             network,
             load_data(data),
             x,
             y,
-            x_range=range_,
+            x_range=x_range,
+            y_range=y_range,
             points=points,
             accuracy=accuracy,
             recompute_batchnorm=recompute_batchnorm,
@@ -151,12 +157,18 @@ def command(
         found.plot_surface(surface, log=log)
     facts = _facts(found)
     if report is not None:
-        _write_report(found, facts, report, log)
+        about = {
+            "model": model,
+            "checkpoint": str(checkpoint or toward or trajectory),
+            "data": data,
+        }
+        _write_report(found, facts, report, log, about)
     if as_json:
         print_json({"out": out, **facts, "plot": plot, "surface": surface, "report": report})
     else:
         print_facts({name: _text(value) for name, value in facts.items()})
-        typer.echo(f"\nlandscape: {out}")
+        written = {"landscape": out, "plot": plot, "surface": surface, "report": report}
+        typer.echo("\n" + ", ".join(f"{k}: {v}" for k, v in written.items() if v is not None))
 
 
 def _how_to_resume(out: Path) -> str:
@@ -182,6 +194,19 @@ def _check(
         )
     if surface is not None and (line or toward is not None):
         raise ConfigError("--surface of a line; use --plot")
+
+
+def _ranges(
+    given: tuple[float, float] | None, path: Any, plane: bool
+) -> tuple[tuple[float, float], tuple[float, float] | None]:
+    """Return the ranges along x and y: as given, or what a path [T, 2] spans and a fifth more."""
+    if given is None and path is not None:
+        low, high = np.min(path, axis=0), np.max(path, axis=0)
+        spare = 0.2 * float((high - low).max())
+        x, y = ((float(a) - spare, float(b) + spare) for a, b in zip(low, high, strict=True))
+        return x, y
+    both = (-1.0, 1.0) if given is None else given
+    return both, both if plane else None
 
 
 def _checkpoints(pattern: str | None) -> list[Path]:
@@ -233,7 +258,9 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _write_report(found: Landscape, facts: dict[str, Any], path: Path, log: bool) -> None:
+def _write_report(
+    found: Landscape, facts: dict[str, Any], path: Path, log: bool, run: dict[str, str]
+) -> None:
     from pntk.report import Panel, Report, write_report
 
     kind = "line" if found.y is None else "plane"
@@ -243,7 +270,7 @@ def _write_report(found: Landscape, facts: dict[str, Any], path: Path, log: bool
             "Loss landscape",
             figure=found.plot_contour(log=log),
             caption=f"Mean loss on a {kind} through the weights.",
-            columns=("", "value"),
+            columns=("measure", "value"),
             rows=rows,
         )
     ]
@@ -254,4 +281,5 @@ def _write_report(found: Landscape, facts: dict[str, Any], path: Path, log: bool
     if found.accuracies is not None:
         figure = found.plot_contour(values="accuracy")
         panels.append(Panel("Accuracy", figure=figure, caption="Share of right predictions."))
-    write_report(Report(title="Loss landscape", panels=panels), path)
+    page = Report(title="Loss landscape", run=run, panels=panels, reproduce=this_command())
+    write_report(page, path)

@@ -38,7 +38,7 @@ NAME = "nads"
 EXAMPLES = (
     "pntk nads LeNet --num-samples 2000 --out lenet.h5",
     "pntk nads LeNet --num-samples 10000 --jacobian finite_difference --published NADs",
-    "pntk nads all --num-samples 10000 --out nads --published NADs --report nads.html",
+    "pntk nads all --jacobian finite_difference --published NADs --out nads --report nads.html",
     "pntk nads train:make_net --shape 3,64,64 --json",
 )
 SHOWN = 10  # directions in a report

@@ -46,7 +46,7 @@ NAME = "similarity"
 EXAMPLES = (
     "pntk similarity --model train:net --checkpoint a.pt --checkpoint-b b.pt --data train:digits",
     "pntk similarity --model train:net --data train:digits --layers 'conv*' --measure svcca"
-    " --neurons filter --plot layers.png",
+    " --neurons filter --size 4 --plot layers.png",
     "pntk similarity a.h5 b.h5 --measure rbf_cka --option debiased=True",
 )
 MOST_COLUMNS = 10  # layers of the other model up to which the whole matrix is printed
@@ -250,7 +250,7 @@ def _stores(
 ) -> None:
     wrong = [name for name, value in given.items() if value is not None]
     if wrong:
-        raise ConfigError(f"{', '.join(wrong)} goes with models; leave it out for two stores")
+        raise ConfigError(f"{', '.join(wrong)}: for models only; leave out for two stores")
     if len(files) != 2:
         raise ConfigError(f"there are {len(files)} files; expected two stores")
     stores = [_open(file) for file in files]

@@ -244,8 +244,11 @@ def kept_nads(
         asked = _asked(finder, num_samples)
         differ = sorted(name for name in {*held, *asked} if held.get(name) != asked.get(name))
         if differ:
+            seen = ", ".join(f"{name} = {str(held.get(name))[:60]}" for name in differ)
+            wanted = ", ".join(str(asked.get(name))[:60] for name in differ)
             raise ConfigError(
-                f"{file} holds NADs with other {', '.join(differ)}; use the same, or another path"
+                f"{file} holds NADs with {seen}, and {wanted} was asked for; use the same, or "
+                "another path"
             )
         if not keep_gradients or beside.exists():
             return found

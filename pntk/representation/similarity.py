@@ -69,7 +69,7 @@ class Shaping:
         )
 
 
-_ONE_SIZE = "give one size=(h, w) for both"
+_ONE_SIZE = "give one size for both, size=(h, w) or --size"
 SHAPING = tuple(field.name for field in fields(Shaping))
 
 

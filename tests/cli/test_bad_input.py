@@ -186,7 +186,7 @@ def test_probabilities_before_the_fit(invoke, stores, monkeypatch):
 
 def test_options_of_models_with_stores(refused, stores):
     said = refused("similarity", "train.h5", "train.h5", "--size", 3, "--data", "bad:digits")
-    assert "--data, --size goes with models" in said
+    assert "--data, --size: for models only" in said
 
 
 def test_no_traceback_in_a_process(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 pytest.importorskip("matplotlib")
-from pntk.cli.landscape import _natural
+from pntk.cli.landscape import _natural, _ranges
 from pntk.representation.directions import random_direction
 from pntk.representation.landscape import loss_landscape
 from pntk.representation.landscape_file import Landscape
@@ -77,3 +77,10 @@ def test_trajectory(invoke, run_of_four):
 def test_errors(refused, run_of_four, options, message):
     assert message in refused(*WORK, "--out", "land.npz", *options)
     assert "ends in '.h5'" in refused(*WORK, "--out", "land.h5")
+
+
+def test_range_of_a_trajectory():
+    path = np.array([[5.0, 1.0], [2.0, -1.0], [0.0, 0.0]])
+    assert _ranges(None, path, True) == ((-1.0, 6.0), (-2.0, 2.0))
+    assert _ranges((0.0, 1.0), path, True) == ((0.0, 1.0), (0.0, 1.0))
+    assert _ranges(None, None, False) == ((-1.0, 1.0), None)

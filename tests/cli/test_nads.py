@@ -94,7 +94,7 @@ def test_file_and_comparison(invoke, refused, toy, expected):
     invoke(*FEW, "--out", "kept.h5", "--keep-gradients")
     assert (toy / "kept.gradients.h5").exists()
     shown = refused(*FEW, "--seed", 3, "--out", "n.h5")
-    assert "n.h5 holds NADs with other eval_point, seed; use the same" in shown
+    assert "n.h5 holds NADs with eval_point = " in shown and "seed = 2" in shown
     wide = (*FEW[:4], "--shape", "1,4,5", "--published", "other.h5")
     assert "directions of shape [1, 4, 4] and --shape is [1, 4, 5]" in refused(*wide)
 

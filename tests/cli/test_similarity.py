@@ -85,7 +85,7 @@ def test_skipped_rows_are_left_out(invoke, stores):
 def test_refusals(invoke, refused, stores):
     assert "expected either two stores, or --model" in refused("similarity")
     assert "there are 1 files; expected two stores" in refused("similarity", "train.h5")
-    assert "--out goes with models" in refused(
+    assert "--out: for models only" in refused(
         "similarity", "train.h5", "test.h5", "--out", "s.npz"
     )
     assert "train.h5 has 20 rows and test.h5 9" in refused("similarity", "train.h5", "test.h5")

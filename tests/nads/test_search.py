@@ -95,7 +95,10 @@ def test_files_of_something_else_are_refused(tmp_path):
     file = tmp_path / "a.h5"
     kept_nads(GradientCovariance(POINT, Scaled), 20, file, progress=False)
     other = GradientCovariance(POINT, Scaled, seed=1, centered=False)
-    with pytest.raises(ConfigError, match="holds NADs with other centered, networks, seed"):
+    with pytest.raises(
+        ConfigError,
+        match="holds NADs with centered = True, networks = 20, seed = 0, and False, 21, 1 was",
+    ):
         kept_nads(other, 21, file)
     with pytest.raises(ConfigError, match=r"ends in '.npy'; expected .h5 or .hdf5"):
         kept_nads(other, 21, tmp_path / "a.npy")
