@@ -30,12 +30,12 @@ POINTS = 11
 
 
 class Anatome(Entry):
-    """Time of a landscape and of a Fourier map, on one thread."""
+    """Time of a landscape and of a Fourier map, on one thread and on all that PyTorch takes."""
 
     name = "anatome"
     summary = (
         "A 2-D loss landscape and a Fourier map of LeNet on digits (8x8, 360 images) and on "
-        "28x28 images (200): pntk against anatome, one thread, the same losses."
+        "28x28 images (200): pntk against anatome, the same losses."
     )
 
     def check(self, options: Options) -> list[Check]:
@@ -88,9 +88,10 @@ class Anatome(Entry):
                 ),
             }
             for what, (theirs, ours) in work.items():
-                name = f"{case}, {what}"
-                make = functools.partial(_row, name, theirs, ours, options)
-                rows.append(self.attempt(name, options, make))
+                for count in sorted({1, torch.get_num_threads()}):
+                    name = f"{case}, {what}, threads: {count}"
+                    make = functools.partial(_row, name, theirs, ours, options, count)
+                    rows.append(self.attempt(name, options, make))
         return rows
 
 
@@ -107,8 +108,8 @@ def their_waves(fourier: Any, size: int) -> Tensor:
     return torch.stack(rows)
 
 
-def _row(case: str, theirs: Any, ours: Any, options: Options) -> Row:
-    with threads(1):
+def _row(case: str, theirs: Any, ours: Any, options: Options, count: int) -> Row:
+    with threads(count):
         times = interleaved({"anatome": theirs, "pntk": ours}, options.repeats, warmup=1)
     return Row(
         case,

@@ -16,6 +16,7 @@ from pntk.cli.common import (
     choice,
     print_json,
     read_probs,
+    say,
 )
 from pntk.cli.factories import load_data
 from pntk.errors import ConfigError
@@ -146,10 +147,13 @@ def command(
     write_report(report, out)
     if as_json:
         compared = {surrogate.name: surrogate.report.to_dict() for surrogate in surrogates}
-        print_json({"report": out, "headline": dict(report.headline), "surrogates": compared})
+        numbers = {"headline": dict(report.headline), "warning": report.warning}
+        print_json({"report": out, **numbers, "surrogates": compared})
         return
     for what, number in report.headline:
         typer.echo(f"{what}: {number}")
+    if report.warning:
+        say(report.warning)
     typer.echo(str(out))
 
 

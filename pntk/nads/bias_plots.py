@@ -72,9 +72,9 @@ def plot_bias_curve(
             axes.axhline(100 * level, color="0.45", linewidth=1, linestyle=linestyle)
             axes.annotate(
                 name,
-                (0.01, 100 * level),
+                (1.01, 100 * level),
                 xycoords=("axes fraction", "data"),
-                va="bottom",
+                va="center",
                 color="0.35",
                 fontsize="small",
             )
@@ -90,7 +90,7 @@ def plot_bias_curve(
             ticks = sorted({int(place) for place in places})
             if len(ticks) > FEW:
                 ticks = [n for n in (0, 5, 10, 30, 100, 300, 1000, 3000) if n <= places.max()]
-            axes.set_xticks(ticks, [str(n) for n in ticks])
+            axes.set_xticks(ticks, [str(n) for n in ticks], fontsize="small")
             axes.minorticks_off()
             axes.set_xlim(-1, 1.1 * float(places.max()))
         else:

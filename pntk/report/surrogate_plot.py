@@ -57,7 +57,7 @@ def scatter_plot(surrogate: Surrogate) -> bytes:
         axes.grid(True, color="0.88", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize="small", frameon=False, loc="lower right")
+        figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
         return png(figure)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-LEVELS = 24  # at most
+LEVELS = 30  # at most
 STEPS = (1, 2, 2.5, 5, 10)  # between them, times a power of ten
 VALUES = ("loss", "accuracy")
 

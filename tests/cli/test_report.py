@@ -25,7 +25,7 @@ def test_page_with_queries(invoke, stores):
 
 def test_page_without_queries(invoke, stores):
     found = json.loads(invoke("report", "train.h5", "--out", "r.html", "--json").stdout)
-    assert found["report"] == "r.html"
+    assert found["report"] == "r.html" and found["warning"] == ""
     assert set(found["headline"]) == {
         "nearest neighbour has the same class",
         "accuracy of 5 nearest neighbours",

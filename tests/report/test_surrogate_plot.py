@@ -17,7 +17,7 @@ def test_right_and_wrong_are_told_apart(surrogate, figures):
     assert axes.get_xlim() == axes.get_ylim()
     assert axes.get_xlim()[0] < log_odds(np.array(0.4)) and axes.get_xlim()[1] > np.log(99)
     assert axes.get_ylabel() == "network: probability of the own class"
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
     assert labels == ["equal", "network right", "network wrong"]
     assert len({dots.get_facecolor().tobytes() for dots in axes.collections}) == 2
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from pntk.errors import ConfigError, DataError, ModelError, PntkWarning, StoreError
 from pntk.models import LeNet, ResNet18
+from pntk.representation import landscape_plots
 from pntk.representation.directions import between, random_direction
 from pntk.representation.landscape import loss_landscape
 from pntk.representation.landscape_file import Landscape
@@ -230,6 +231,17 @@ def test_pictures(tmp_path):
         found.plot_contour(values="x")
     with pytest.raises(ConfigError, match="a logarithm needs positive ones"):
         found.plot_contour(log=True)
+
+
+def test_contours_are_at_round_values(monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(landscape_plots, "png", lambda figure: drawn.append(figure) or b"")
+    axis = np.linspace(-1, 1, 5)
+    losses = 0.137 + 3.71 * (axis[:, None] ** 2 + axis**2)
+    Landscape(axis, axis, losses).plot_contour()
+    levels = drawn[0].axes[0].collections[0].levels
+    np.testing.assert_allclose(levels, np.arange(0, 7.76, 0.25))
 
 
 ZERO = {"x_direction": lambda x: {k: v * 0 for k, v in x.items()}}
