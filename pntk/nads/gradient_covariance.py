@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,22 +18,29 @@ from tqdm import tqdm
 from xxhash import xxh3_64_hexdigest
 
 from pntk._version import __version__
-from pntk.errors import ConfigError, NonFiniteError
+from pntk.errors import ConfigError, NonFiniteError, OutputError
 from pntk.host import available_memory
 from pntk.nads.drawing import (
+    Redraw,
     builder,
     is_repeatable,
     name_of,
     own_random_state,
     usable_device,
 )
-from pntk.nads.jacobian import STACKED_NUMBERS, FiniteDifference, autograd_gradients
+from pntk.nads.jacobian import (
+    STACKED_NUMBERS,
+    FiniteDifference,
+    autograd_gradients,
+    stacked_gradients,
+)
 from pntk.nads.nads import NADs
 from pntk.nads.principal import principal_directions
 from pntk.store import FeatureStore, RowWriter, StoreHeader
 
 JACOBIANS = ("autograd", "finite_difference")
 GROUP = 64  # small networks that are differentiated together
+FEWEST_REDRAWN = 4  # in a group, to be worth trying whether one network can be drawn again
 
 
 class GradientCovariance:
@@ -130,6 +137,7 @@ class GradientCovariance:
             dtype=eval_point.dtype,
             force_eval=self.force_eval,
         )
+        self._redraw: Redraw | Literal[False] | None = None
         self._difference = FiniteDifference(self.eval_point, self.scale)
 
     @property
@@ -252,7 +260,10 @@ class GradientCovariance:
 
     def _gradients(self, numbers: Any) -> Tensor:
         """Return the gradients of the networks of one group, drawn within own_random_state."""
-        if self.jacobian == "autograd":
+        grouped = self._grouped(numbers) if self.jacobian == "autograd" else None
+        if grouped is not None:
+            found = grouped
+        elif self.jacobian == "autograd":
             models = [self._build(number) for number in numbers]
             if not all(map(is_repeatable, models)):  # random: each right after its seed
                 found = torch.cat(
@@ -270,6 +281,27 @@ class GradientCovariance:
                 "initialisation, eval_point and scale"
             )
         return found
+
+    def _grouped(self, numbers: Sequence[int]) -> Tensor | None:
+        """Return the gradients of small networks drawn into one, or None where that fails."""
+        if len(numbers) < FEWEST_REDRAWN or self._redraw is False:
+            return None
+        if self._redraw is None:
+            redraw = Redraw(self._build, self.seed, self.device)
+            small = sum(p.numel() for p in redraw.model.parameters()) <= STACKED_NUMBERS
+            self._redraw = (
+                redraw if small and is_repeatable(redraw.model) and redraw.works else False
+            )
+        if not self._redraw:
+            return None
+        try:
+            stacks = self._redraw.stacked(numbers)
+            return stacked_gradients(self._redraw.model, *stacks, self.eval_point)
+        except OutputError:
+            raise
+        except (RuntimeError, ValueError):
+            self._redraw = False
+            return None
 
     def _repeatable(self, number: int) -> nn.Module:
         model = self._build(number)

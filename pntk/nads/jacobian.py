@@ -37,7 +37,7 @@ def autograd_gradients(models: Sequence[nn.Module], point: Tensor) -> Tensor:
     size = sum(p.numel() for p in models[0].parameters())
     if len(models) > 1 and size <= STACKED_NUMBERS and all(map(is_repeatable, models)):
         try:
-            return _stacked_gradients(models, point)
+            return stacked_gradients(models[0], *stack_module_state(list(models)), point)
         except OutputError:
             raise
         except (RuntimeError, ValueError) as error:
@@ -54,9 +54,16 @@ def _gradient(model: nn.Module, point: Tensor) -> Tensor:
         return _differentiate(type(model).__name__, value, x)[0]
 
 
-def _stacked_gradients(models: Sequence[nn.Module], point: Tensor) -> Tensor:
-    params, buffers = stack_module_state(list(models))
-    model = models[0]
+def stacked_gradients(
+    model: nn.Module, params: dict[str, Tensor], buffers: dict[str, Tensor], point: Tensor
+) -> Tensor:
+    """Return the gradients [g, *point] of networks alike, given what each holds, [g, ...].
+
+    Raises:
+        OutputError: not one number, or one that no gradient leads to.
+        RuntimeError, ValueError: the network cannot be grouped.
+    """
+    count = len(next(iter(params.values())))
 
     def run(params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
         values = functional_call(model, (params, buffers), (x[None],))
@@ -64,7 +71,7 @@ def _stacked_gradients(models: Sequence[nn.Module], point: Tensor) -> Tensor:
 
     with torch.enable_grad():
         params = {name: p.detach() for name, p in params.items()}
-        x = point.detach().expand(len(models), *point.shape).clone().requires_grad_()
+        x = point.detach().expand(count, *point.shape).clone().requires_grad_()
         values = vmap(run)(params, buffers, x).sum()
         return _differentiate(type(model).__name__, values, x)
 
