@@ -113,7 +113,8 @@ def main() -> None:
     print("     after training on clean ones")
     for index, value in zip(poisoned.indices, poisoned.poisoned, strict=True):
         print(f"{index:3}  {value:.3f}")
-    plot_bias_curve(poisoned.indices, {"LeNet": poisoned.poisoned}, guess=0.1).savefig(
+    curves = {"LeNet": poisoned.poisoned}
+    plot_bias_curve(poisoned.indices, curves, guess=0.1, clean=poisoned.clean).savefig(
         given.out / "poison.png"
     )
 
