@@ -20,6 +20,7 @@ from pntk.cli.common import (
     console,
     hit_cell,
     new_table,
+    numbers,
     plain,
     print_json,
     say,
@@ -99,7 +100,7 @@ def command(
     trains, tests = _opened(train), _opened(test)
     options: dict[str, Any] = {
         "ridge": _number_or_auto(ridge),
-        "weights": _numbers(learning_rates),
+        "weights": numbers("--learning-rates", learning_rates, "numbers, such as 0.1,0.01"),
         "memory_budget": memory_budget,
         "device": pick_device(device),
         "progress": progress,
@@ -145,17 +146,6 @@ def _number_or_auto(text: str | None) -> float | str | None:
         return float(text)
     except ValueError:
         raise ConfigError(f"--ridge is {text!r}; expected auto or a number") from None
-
-
-def _numbers(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"--learning-rates is {text!r}; expected numbers, such as 0.1,0.01"
-        ) from None
 
 
 def _how_to_resume(out: Path) -> str:

@@ -63,6 +63,23 @@ def read_probs(path: Path, rows: int) -> np.ndarray:
     return found
 
 
+def numbers(option: str, text: str | None, expected: str) -> list[float] | None:
+    """Return the numbers of an option that takes some, separated by commas."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} is {text!r}; expected {expected}") from None
+
+
+def fact(value: Any) -> str:
+    """Return a number, or a list of some, as facts show it."""
+    if isinstance(value, list):
+        return ", ".join(map(fact, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 # ---- printing ----------------------------------------------------------------------------------
 
 

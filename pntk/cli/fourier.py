@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from pntk.cli.common import JsonFlag, choice, print_facts, print_json
+from pntk.cli.common import JsonFlag, choice, fact, numbers, print_facts, print_json
 from pntk.cli.errors import this_command
 from pntk.cli.factories import load_data, load_model, pick_device
-from pntk.errors import ConfigError
 from pntk.extras import require
 from pntk.files import check_results
 from pntk.representation.fourier import SIGNS, fourier_map
@@ -21,7 +20,7 @@ NAME = "fourier"
 EXAMPLES = (
     "pntk fourier --model train:net --checkpoint net.pt --data train:digits --out map.npz"
     " --plot map.png",
-    "pntk fourier --model train:net --data train:digits --norm 2 --size 15 --sign random"
+    "pntk fourier --model train:net --data train:mnist --norm 2 --size 15 --sign random"
     " --mean 0.1307 --std 0.3081 --out map.npz",
 )
 
@@ -82,7 +81,8 @@ def command(
         require("matplotlib", "plots")
     if report is not None:
         require("jinja2", "--report")
-    scale = _numbers("--mean", mean), _numbers("--std", std)
+    expected = "a number, or one a channel, such as 0.49,0.48,0.45"
+    scale = numbers("--mean", mean, expected), numbers("--std", std, expected)
     network = load_model(model, checkpoint, pick_device(device), keep_mode=False)
     found = fourier_map(
         network,
@@ -109,20 +109,9 @@ def command(
         values = {"values": found.values.tolist(), "out": out, "plot": plot, "report": report}
         print_json({**facts, **values})
     else:
-        print_facts({name: _text(value) for name, value in facts.items()})
+        print_facts({name: fact(value) for name, value in facts.items()})
         written = {"map": out, "plot": plot, "report": report}
         typer.echo("\n" + ", ".join(f"{k}: {v}" for k, v in written.items() if v is not None))
-
-
-def _numbers(option: str, text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"{option} is {text!r}; expected a number, or one a channel, such as 0.49,0.48,0.45"
-        ) from None
 
 
 def _facts(found: FourierMap) -> dict[str, Any]:
@@ -141,12 +130,6 @@ def _facts(found: FourierMap) -> dict[str, Any]:
     }
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _write_report(
     found: FourierMap, facts: dict[str, Any], path: Path, run: dict[str, str]
 ) -> None:
@@ -158,7 +141,7 @@ def _write_report(
         figure=found.plot(),
         caption=f"{what[facts['criterion']]} with each wave added; frequency zero in the centre.",
         columns=("measure", "value"),
-        rows=[(name, _text(value)) for name, value in facts.items()],
+        rows=[(name, fact(value)) for name, value in facts.items()],
     )
     page = Report(title="Fourier map", run=run, panels=[panel], reproduce=this_command())
     write_report(page, path)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from pntk.cli.common import JsonFlag, choice, print_facts, print_json, say
+from pntk.cli.common import JsonFlag, choice, fact, print_facts, print_json, say
 from pntk.cli.errors import explain_stop, this_command
 from pntk.cli.factories import load_data, load_model, pick_device
 from pntk.errors import ConfigError
@@ -166,7 +166,7 @@ def command(
     if as_json:
         print_json({"out": out, **facts, "plot": plot, "surface": surface, "report": report})
     else:
-        print_facts({name: _text(value) for name, value in facts.items()})
+        print_facts({name: fact(value) for name, value in facts.items()})
         written = {"landscape": out, "plot": plot, "surface": surface, "report": report}
         typer.echo("\n" + ", ".join(f"{k}: {v}" for k, v in written.items() if v is not None))
 
@@ -252,19 +252,13 @@ def _facts(found: Landscape) -> dict[str, Any]:
     }
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(_text(one) for one in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _write_report(
     found: Landscape, facts: dict[str, Any], path: Path, log: bool, run: dict[str, str]
 ) -> None:
     from pntk.report import Panel, Report, write_report
 
     kind = "line" if found.y is None else "plane"
-    rows = [(name, _text(value)) for name, value in facts.items()]
+    rows = [(name, fact(value)) for name, value in facts.items()]
     panels = [
         Panel(
             "Loss landscape",
