@@ -10,6 +10,7 @@ from pntk.embedding import embedding_gram, embeddings
 from pntk.export import export
 from pntk.featurizer import Featurizer
 from pntk.imports import read_projection_ntk, read_trak
+from pntk.lds import lds
 from pntk.ntk.exact import EmpiricalNTK, empirical_ntk
 from pntk.ntk.projected import ntk
 from pntk.ntk.uncertainty import interval, kernel_std, order_probability
@@ -40,6 +41,7 @@ __all__ = [
     "interval",
     "join",
     "kernel_std",
+    "lds",
     "ntk",
     "order_probability",
     "outputs",

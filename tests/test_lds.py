@@ -313,3 +313,9 @@ def test_mislabel():
 def test_mislabel_refuses(labels, fraction, classes, message):
     with pytest.raises(ConfigError, match=message):
         mislabel(labels, fraction, classes)
+
+
+def test_the_function_is_the_attribute():
+    import pntk
+
+    assert pntk.lds is lds
