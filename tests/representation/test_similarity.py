@@ -282,7 +282,7 @@ def test_bad_maps(shape, options, error, message):
 
 def test_other_bad_input():
     pytest.importorskip("scipy")
-    with pytest.raises(DataError, match=r"x has 36 rows and y 144 .*one size for both, size=\(h, w\)"):
+    with pytest.raises(DataError, match=r"x has 36 rows and y 144 .*for both, size=\(h, w\)"):
         similarity(torch.randn(9, 2, 2, 2), torch.randn(9, 2, 4, 4), neurons="filter")
     with pytest.raises(DataError, match=r"x has 9 rows and y 8 .*in the same order$"):
         similarity(torch.randn(9, 2), torch.randn(8, 2))
