@@ -1,6 +1,6 @@
 """Share independent passes out among the cores of a CPU.
 
-A small network's layers do not get faster by several threads each; several passes at once do.
+A small network's layers gain little from several threads each.
 """
 
 from __future__ import annotations
