@@ -260,17 +260,8 @@ class GradientCovariance:
 
     def _gradients(self, numbers: Any) -> Tensor:
         """Return the gradients of the networks of one group, drawn within own_random_state."""
-        grouped = self._grouped(numbers) if self.jacobian == "autograd" else None
-        if grouped is not None:
-            found = grouped
-        elif self.jacobian == "autograd":
-            models = [self._build(number) for number in numbers]
-            if not all(map(is_repeatable, models)):  # random: each right after its seed
-                found = torch.cat(
-                    [autograd_gradients([self._build(i)], self.eval_point) for i in numbers]
-                )
-            else:
-                found = autograd_gradients(models, self.eval_point)
+        if self.jacobian == "autograd":
+            found = self._exact(numbers)
         else:
             found = torch.stack([self._difference(self._repeatable(i)) for i in numbers])
         finite = found.flatten(1).isfinite().all(1)
@@ -282,26 +273,32 @@ class GradientCovariance:
             )
         return found
 
-    def _grouped(self, numbers: Sequence[int]) -> Tensor | None:
-        """Return the gradients of small networks drawn into one, or None where that fails."""
-        if len(numbers) < FEWEST_REDRAWN or self._redraw is False:
-            return None
-        if self._redraw is None:
-            redraw = Redraw(self._build, self.seed, self.device)
-            small = sum(p.numel() for p in redraw.model.parameters()) <= STACKED_NUMBERS
-            self._redraw = (
-                redraw if small and is_repeatable(redraw.model) and redraw.works else False
-            )
-        if not self._redraw:
-            return None
-        try:
-            stacks = self._redraw.stacked(numbers)
-            return stacked_gradients(self._redraw.model, *stacks, self.eval_point)
-        except OutputError:
-            raise
-        except (RuntimeError, ValueError):
-            self._redraw = False
-            return None
+    def _exact(self, numbers: Sequence[int]) -> Tensor:
+        """Return gradients by autograd: of networks drawn into one if that works, or else built."""
+        if len(numbers) >= FEWEST_REDRAWN:
+            if self._redraw is None:
+                self._redraw = self._try_redraw()
+            if self._redraw:
+                try:
+                    stacks = self._redraw.stacked(numbers)
+                    return stacked_gradients(self._redraw.model, *stacks, self.eval_point)
+                except OutputError:
+                    raise
+                except (RuntimeError, ValueError):
+                    self._redraw = False  # what is built below is tried together, and says why not
+        models = [self._build(number) for number in numbers]
+        if all(map(is_repeatable, models)):
+            return autograd_gradients(models, self.eval_point)
+        # random: each right after its seed
+        return torch.cat([autograd_gradients([self._build(i)], self.eval_point) for i in numbers])
+
+    def _try_redraw(self) -> Redraw | Literal[False]:
+        """Return what draws small networks into one, or False where it draws others."""
+        model = self._build(0)
+        if sum(p.numel() for p in model.parameters()) > STACKED_NUMBERS or not is_repeatable(model):
+            return False
+        redraw = Redraw(model, self._build, self.seed, self.device)
+        return redraw if redraw.works else False
 
     def _repeatable(self, number: int) -> nn.Module:
         model = self._build(number)

@@ -49,7 +49,7 @@ class Backwards(nn.Module):
 def redraw(model_cls, seed=0):
     finder = GradientCovariance(torch.randn(1, 4, 4), model_cls, seed=seed)
     with own_random_state(CPU):
-        return finder, Redraw(finder._build, seed, CPU)
+        return finder, Redraw(finder._build(0), finder._build, seed, CPU)
 
 
 def test_drawn_again_is_drawn_anew():
