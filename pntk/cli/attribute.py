@@ -14,7 +14,9 @@ from rich.text import Text
 
 from pntk.attribution import METHODS, Extremes, attribute
 from pntk.cli.common import (
+    DeviceOption,
     JsonFlag,
+    ProgressFlag,
     check_out,
     choice,
     console,
@@ -75,13 +77,11 @@ def command(
             metavar="FILE", help="All scores to .h5 (data set 'ntk'), the best to .npz or .json."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to work.")] = "cpu",
+    device: DeviceOption = "cpu",
     memory_budget: Annotated[
         str, typer.Option(metavar="SIZE", help="What the work may take, such as 500MB.")
     ] = "1GB",
-    progress: Annotated[
-        bool, typer.Option("--progress/--no-progress", help="Show rate and remaining time.")
-    ] = True,
+    progress: ProgressFlag = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Score training samples for each target; of several checkpoints scores are averaged.

@@ -25,6 +25,10 @@ StoreFile = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, metavar="STORE.h5", help="A store.")
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+ProgressFlag = Annotated[
+    bool, typer.Option("--progress/--no-progress", help="Show rate and remaining time.")
+]
+DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to run.")]
 NeighboursOption = Annotated[
     int, typer.Option("-k", "--neighbours", min=1, metavar="N", help="How many.")
 ]

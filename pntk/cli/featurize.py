@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from pntk.cli.common import (
+    DeviceOption,
     JsonFlag,
+    ProgressFlag,
     check_out,
     choice,
     format_bytes,
@@ -85,7 +87,7 @@ def command(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Parameters to differentiate by torch.func; repeatable."),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to run.")] = "auto",
+    device: DeviceOption = "auto",
     precision: Annotated[
         str,
         typer.Option(**choice(*PRECISIONS), help="Of the sums; bf16: of the model, rows are fp32."),
@@ -134,9 +136,7 @@ def command(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Check the first batch's gradients.")
     ] = True,
-    progress: Annotated[
-        bool, typer.Option("--progress/--no-progress", help="Show rate and remaining time.")
-    ] = True,
+    progress: ProgressFlag = True,
     keep_mode: Annotated[
         bool, typer.Option("--keep-mode", help="Leave the mode of modules; otherwise eval().")
     ] = False,

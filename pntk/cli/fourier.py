@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from pntk.cli.common import JsonFlag, choice, fact, numbers, print_facts, print_json
+from pntk.cli.common import (
+    DeviceOption,
+    JsonFlag,
+    ProgressFlag,
+    choice,
+    fact,
+    numbers,
+    print_facts,
+    print_json,
+)
 from pntk.cli.errors import this_command
 from pntk.cli.factories import load_data, load_model, pick_device
 from pntk.extras import require
@@ -64,14 +73,12 @@ def command(
     batch_size: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Images a batch.")
     ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to run.")] = "auto",
+    device: DeviceOption = "auto",
     plot: Annotated[Path | None, typer.Option(metavar="MAP.png", help="Heat map to draw.")] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="PAGE.html", help="Page with the map and numbers.")
     ] = None,
-    progress: Annotated[
-        bool, typer.Option("--progress/--no-progress", help="Show rate and remaining time.")
-    ] = True,
+    progress: ProgressFlag = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Add each wave of the Fourier basis to images, and see how often the network errs."""

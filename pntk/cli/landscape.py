@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from pntk.cli.common import JsonFlag, choice, fact, print_facts, print_json, say
+from pntk.cli.common import (
+    DeviceOption,
+    JsonFlag,
+    ProgressFlag,
+    choice,
+    fact,
+    print_facts,
+    print_json,
+    say,
+)
 from pntk.cli.errors import explain_stop, this_command
 from pntk.cli.factories import load_data, load_model, pick_device
 from pntk.errors import ConfigError
@@ -87,7 +96,7 @@ def command(
     memory_budget: Annotated[
         str, typer.Option(metavar="SIZE", help="What points at once may take, such as 2GB.")
     ] = "1GB",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to run.")] = "auto",
+    device: DeviceOption = "auto",
     plot: Annotated[
         Path | None, typer.Option(metavar="CONTOUR.png", help="Contours to draw.")
     ] = None,
@@ -98,9 +107,7 @@ def command(
     report: Annotated[
         Path | None, typer.Option(metavar="PAGE.html", help="Page with plots and numbers.")
     ] = None,
-    progress: Annotated[
-        bool, typer.Option("--progress/--no-progress", help="Show rate and remaining time.")
-    ] = True,
+    progress: ProgressFlag = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Compute the loss (cross entropy) on a line or a plane through the weights of a network.

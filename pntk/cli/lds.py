@@ -11,7 +11,7 @@ import numpy.typing as npt
 import typer
 
 from pntk.attribution.arrays import Floats
-from pntk.cli.common import JsonFlag, check_out, choice, print_facts, print_json, say
+from pntk.cli.common import JsonFlag, ProgressFlag, check_out, choice, print_facts, print_json, say
 from pntk.cli.errors import explain_stop, this_command
 from pntk.cli.factories import load_object
 from pntk.errors import ConfigError
@@ -71,9 +71,7 @@ def command(
     resample: Annotated[
         str, typer.Option(**choice(*RESAMPLE), help="What the interval is over.")
     ] = "targets",
-    progress: Annotated[
-        bool, typer.Option("--progress/--no-progress", help="Show rate and remaining time.")
-    ] = True,
+    progress: ProgressFlag = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Correlate scores with retrained models: the linear datamodeling score (LDS).

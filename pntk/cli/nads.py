@@ -13,7 +13,9 @@ import typer
 from torch import nn
 
 from pntk.cli.common import (
+    DeviceOption,
     JsonFlag,
+    ProgressFlag,
     check_out,
     choice,
     console,
@@ -98,10 +100,8 @@ def command(
     seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="Of the networks and of the input.")
     ] = 0,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to run.")] = "auto",
-    progress: Annotated[
-        bool, typer.Option("--progress/--no-progress", help="Show rate and remaining time.")
-    ] = True,
+    device: DeviceOption = "auto",
+    progress: ProgressFlag = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Find neural anisotropy directions: principal directions of random networks' input gradients.

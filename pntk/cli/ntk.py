@@ -14,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pntk.cli.common import (
+    DeviceOption,
     JsonFlag,
+    ProgressFlag,
     check_out,
     choice,
     console,
@@ -104,10 +106,8 @@ def command(
     check: Annotated[
         bool, typer.Option("--check", help="Compare rows with their checksums when reading them.")
     ] = False,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to work.")] = "auto",
-    progress: Annotated[
-        bool, typer.Option("--progress/--no-progress", help="Show rate and remaining time.")
-    ] = True,
+    device: DeviceOption = "auto",
+    progress: ProgressFlag = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Compute the kernel of the rows of one store, or between those of two.

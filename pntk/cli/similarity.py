@@ -11,7 +11,9 @@ import numpy as np
 import typer
 
 from pntk.cli.common import (
+    DeviceOption,
     JsonFlag,
+    ProgressFlag,
     check_out,
     choice,
     console,
@@ -108,15 +110,13 @@ def command(
     memory_budget: Annotated[
         str, typer.Option(metavar="SIZE", help="For activations that are kept, such as 4GB.")
     ] = "1GB",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to run.")] = "auto",
+    device: DeviceOption = "auto",
     out: Annotated[
         Path | None, typer.Option(metavar="SIM.npz", help="Matrix and names to write.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="HEAT.png", help="Plot to write.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="PAGE.html", help="Page to write.")] = None,
-    progress: Annotated[
-        bool, typer.Option("--progress/--no-progress", help="Show rate and remaining time.")
-    ] = True,
+    progress: ProgressFlag = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Compare the layers of two networks, or of one with themselves, or the rows of two stores.

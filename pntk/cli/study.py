@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pntk.cli.common import JsonFlag, choice, print_json
+from pntk.cli.common import DeviceOption, JsonFlag, ProgressFlag, choice, print_json
 from pntk.cli.factories import load_data, load_model, pick_device
 from pntk.errors import ConfigError
 from pntk.extras import require
@@ -56,11 +56,9 @@ def command(
     memory_budget: Annotated[
         str, typer.Option(metavar="SIZE", help="What a pass may take, such as 500MB.")
     ] = "1GB",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to run.")] = "auto",
+    device: DeviceOption = "auto",
     plot: Annotated[Path | None, typer.Option(metavar="STUDY.png", help="Plot to write.")] = None,
-    progress: Annotated[
-        bool, typer.Option("--progress/--no-progress", help="Show rate and remaining time.")
-    ] = True,
+    progress: ProgressFlag = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure how far cosines of projected gradients are from the exact ones.
